@@ -1,0 +1,174 @@
+"""Configs as plain dictionaries (config.json), their differences, and the checks that need no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from configs.schema import SECTIONS, Config, ConfigError
+
+
+def leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Every setting as (flag name such as `model.width`, its dataclass field, its value)."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in SECTIONS:
+            for leaf in dataclasses.fields(value):
+                yield f"{field.name}.{leaf.name}", leaf, getattr(value, leaf.name)
+        else:
+            yield field.name, field, value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dictionaries of plain values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; absent settings keep their defaults.
+
+    Raises:
+      ConfigError: a name that the schema does not have, or a value of the wrong type or range.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in SECTIONS and isinstance(value, dict):
+            flat.update({f"{name}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
+        else:
+            flat[name] = value
+    return override(Config(), flat)
+
+
+def override(config: Config, values: dict[str, Any]) -> Config:
+    """A copy of `config` with settings replaced, by flag name: `{"model.width": 128}`."""
+    known = {name: type(value) for name, _, value in leaves(Config())}
+    top: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(known))}."
+            raise ConfigError(f"There is no setting {name}.{hint}")
+        section, _, leaf = name.rpartition(".")
+        target = sections.setdefault(section, {}) if section else top
+        target[leaf] = _typed(name, value, known[name])
+    for section, changed in sections.items():
+        top[section] = dataclasses.replace(getattr(config, section), **changed)
+    return dataclasses.replace(config, **top)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"--{name}={value!r} is {type(value).__name__}; it must be {kind.__name__}.")
+    return value
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """What differs, one line a setting: `model.width: 256 here, 128 there`."""
+    there = {name: value for name, _, value in leaves(theirs)}
+    return [f"{name}: {value!r} here, {there[name]!r} there" for name, _, value in leaves(ours) if value != there[name]]
+
+
+def check(config: Config) -> Config:
+    """Return `config` if it can be run.
+
+    Raises:
+      ConfigError: a value outside its choices or range, or two settings that contradict each other.
+    """
+    for name, field, value in leaves(config):
+        choices, at_least = field.metadata.get("choices"), field.metadata.get("at_least")
+        if choices and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"--{name}={value} is not one of {', '.join(choices)}.{hint}")
+        if at_least is not None and not value >= at_least:  # `not >=` also catches NaN.
+            raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
+    _check_attention(config)
+    _check_run(config)
+    return config
+
+
+def _check_attention(config: Config) -> None:
+    model = config.model
+    if model.head_width == 0 and model.width % model.num_heads:
+        raise ConfigError(
+            f"--model.width={model.width} is not a multiple of --model.num_heads={model.num_heads}: "
+            f"change one, or set --model.head_width."
+        )
+    if model.attention != "gqa" and model.num_kv_heads not in (0, num_kv_heads(config)):
+        raise ConfigError(
+            f"--model.num_kv_heads={model.num_kv_heads} contradicts --model.attention={model.attention}, which has "
+            f"{num_kv_heads(config)}: leave one of them out, or use --model.attention=gqa."
+        )
+    if model.num_heads % num_kv_heads(config):
+        raise ConfigError(
+            f"--model.num_heads={model.num_heads} is not a multiple of --model.num_kv_heads={num_kv_heads(config)}."
+        )
+    if model.position == "rope" and head_width(config) % 2:
+        raise ConfigError(
+            f"The head width {head_width(config)} is odd, and --model.position=rope turns pairs of numbers: "
+            f"set an even --model.head_width."
+        )
+    if not model.window_pattern or set(model.window_pattern) - {"L", "G"}:
+        raise ConfigError(f"--model.window_pattern={model.window_pattern!r} must be made of the letters L and G.")
+    if model.kernel == "fused" and (model.attention_softcap or model.attention_sinks):
+        raise ConfigError(
+            "--model.kernel=fused knows neither --model.attention_softcap nor --model.attention_sinks: "
+            "use --model.kernel=dense or auto."
+        )
+    if model.dropout >= 1:
+        raise ConfigError(f"--model.dropout={model.dropout} would drop everything: it must be below 1.")
+
+
+def _check_run(config: Config) -> None:
+    train, data, optimizer = config.train, config.data, config.optimizer
+    if train.batch_size % train.microbatches:
+        raise ConfigError(
+            f"--train.batch_size={train.batch_size} is not a multiple of --train.microbatches={train.microbatches}."
+        )
+    if data.held_out >= 1:
+        raise ConfigError(f"--data.held_out={data.held_out} leaves nothing to train on: it must be below 1.")
+    if config.model.position == "learned" and max_length(config) < data.length:
+        raise ConfigError(
+            f"--model.max_length={config.model.max_length} is less than --data.length={data.length}: "
+            f"the position table would end before the text does."
+        )
+    for name in ("beta1", "beta2", "ema_decay", "decay_fraction"):
+        if getattr(optimizer, name) > 1:
+            raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be at most 1.")
+    if train.label_smoothing >= 1:
+        raise ConfigError(f"--train.label_smoothing={train.label_smoothing} must be below 1.")
+
+
+def head_width(config: Config) -> int:
+    """Width H of one attention head."""
+    return config.model.head_width or config.model.width // config.model.num_heads
+
+
+def num_kv_heads(config: Config) -> int:
+    """Number K of key/value heads."""
+    model = config.model
+    implied = {"mha": model.num_heads, "mqa": 1, "gqa": model.num_kv_heads or max(1, model.num_heads // 4)}
+    return implied[model.attention]
+
+
+def feed_forward_width(config: Config) -> int:
+    """Hidden width F of the feed-forward layer; two thirds of 4D if gated, so that the parameters stay the same."""
+    model = config.model
+    return model.feed_forward_width or (-(-8 * model.width // 3 // 8) * 8 if model.gated else 4 * model.width)
+
+
+def max_length(config: Config) -> int:
+    """Rows of a learned position table."""
+    return config.model.max_length or config.data.length
+
+
+def layer_windows(config: Config) -> list[int]:
+    """The sliding window of each layer, 0 where there is none."""
+    model = config.model
+    pattern = [model.window if letter == "L" else 0 for letter in model.window_pattern]
+    return [pattern[layer % len(pattern)] for layer in range(model.num_layers)]

@@ -1,0 +1,80 @@
+"""Whole configs by name: `--config=quickstart`. Each docstring says the command and what it should reach."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from configs.schema import Config, ConfigError, Data, Model, Optimizer, Tokenizer, Train
+
+
+def quickstart() -> Config:
+    """The default: a laptop, no download, four minutes; `uv run -m launch.train`."""
+    return Config(name="quickstart")
+
+
+def smoke() -> Config:
+    """A few seconds: does everything run? `uv run -m launch.train --config=smoke`."""
+    return Config(
+        name="smoke",
+        model=Model(num_layers=2, width=32, num_heads=4, num_kv_heads=2),
+        tokenizer=Tokenizer(source="bytes", vocab_size=257),
+        data=Data(length=64),
+        optimizer=Optimizer(warmup_steps=2),
+        train=Train(
+            steps=20, batch_size=8, log_every=5, eval_every=10, eval_batches=4, checkpoint_every=10, sample_every=10,
+            sample_tokens=16,
+        ),
+    )
+
+
+def gpt2_small() -> Config:
+    """GPT-2's 124M shape, for one accelerator."""
+    return Config(
+        name="gpt2_small",
+        model=Model(
+            num_layers=12, width=768, num_heads=12, attention="mha", position="learned", norm="layer",
+            norm_epsilon=1e-5, activation="gelu", gated=False, biases=True, dtype="bfloat16", layers="scan",
+        ),
+        tokenizer=Tokenizer(vocab_size=50_257),
+        data=Data(length=1024),
+        optimizer=Optimizer(learning_rate=6e-4, warmup_steps=2000),
+        train=Train(steps=600_000, batch_size=480, microbatches=15, eval_every=1000, eval_batches=100,
+                    checkpoint_every=1000, sample_every=1000),
+    )
+
+
+def llama3_8b() -> Config:
+    """Llama 3's 8B shape, for a pod."""
+    return Config(
+        name="llama3_8b",
+        model=Model(
+            num_layers=32, width=4096, num_heads=32, num_kv_heads=8, feed_forward_width=14_336, rope_base=500_000.0,
+            norm_epsilon=1e-5, tied_embeddings=False, dtype="bfloat16", layers="scan", remat="full",
+        ),
+        tokenizer=Tokenizer(vocab_size=128_256),
+        data=Data(length=8192),
+        optimizer=Optimizer(learning_rate=3e-4, warmup_steps=2000),
+        train=Train(steps=100_000, batch_size=512, eval_every=1000, eval_batches=50, checkpoint_every=1000,
+                    sample_every=0),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (quickstart, smoke, gpt2_small, llama3_8b)
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+      ConfigError: there is none; the message names the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"--config={name} is neither a preset ({', '.join(PRESETS)}) nor a run folder with a config.json.{hint}"
+        )
+    return PRESETS[name]()

@@ -1,0 +1,94 @@
+"""The parts of a block that are not attention: linear maps, norms, the feed-forward layer, dropout.
+
+Shapes: B batch, T length, D model width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from configs.convert import feed_forward_width
+from configs.schema import Config
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    # The tanh form of GELU: the exact one's gradient (erf) is four times slower on a CPU.
+    "gelu": lambda x: nn.gelu(x, approximate=True),
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+}
+
+
+class Linear(nn.Module):
+    """A linear map from the last `len(inputs)` axes to the axes `outputs`, with its kernel shaped inputs + outputs."""
+
+    config: Config
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    gain: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., *inputs] to [..., *outputs]."""
+        model, count = self.config.model, len(self.inputs)
+        scale = self.gain / math.sqrt(math.prod(self.inputs))
+        kernel = self.param(
+            "kernel", nn.initializers.normal(scale), self.inputs + self.outputs, jnp.dtype(model.param_dtype)
+        )
+        contracted = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
+        y = jax.lax.dot_general(x, kernel.astype(model.dtype), (contracted, ((), ())))
+        if model.biases:
+            bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.dtype(model.param_dtype))
+            y = y + bias.astype(model.dtype)[(None,) * (x.ndim - count)]
+        return y
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016) of the last axis, computed in float32."""
+
+    config: Config
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalize [..., D] to mean square 1 (for layer norm: after taking off the mean), then scale each number."""
+        model, width = self.config.model, x.shape[-1]
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + model.norm_epsilon)
+        lead = (None,) * (x.ndim - 1)
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.dtype(model.param_dtype))
+        y = y * scale.astype(jnp.float32)[lead]
+        if self.kind == "layer" and model.biases:
+            bias = self.param("bias", nn.initializers.zeros, (width,), jnp.dtype(model.param_dtype))
+            y = y + bias.astype(jnp.float32)[lead]
+        return y.astype(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Each token by itself: widen, bend, narrow again; gated as in Shazeer 2020 (SwiGLU, GEGLU)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Map [B,T,D] to [B,T,D]."""
+        config, model = self.config, self.config.model
+        D, F = (model.width,), (feed_forward_width(config),)
+        hidden_BTF = Linear(config, D, F, name="up")(x_BTD)
+        if model.gated:
+            hidden_BTF = ACTIVATIONS[model.activation](Linear(config, D, F, name="gate")(x_BTD)) * hidden_BTF
+        else:
+            hidden_BTF = ACTIVATIONS[model.activation](hidden_BTF)
+        return Linear(config, F, D, gain=residual_gain(config), name="down")(hidden_BTF)
+
+
+def residual_gain(config: Config) -> float:
+    """Initial scale of what is added to the residual stream, so that its variance does not grow with depth."""
+    return 1.0 / math.sqrt(2 * config.model.num_layers)

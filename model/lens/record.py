@@ -1,0 +1,37 @@
+"""Run a network and keep what it computed inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict
+
+from model.lens.places import INTERMEDIATES
+
+
+def record(
+    module: nn.Module, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
+) -> dict[str, jax.Array]:
+    """What the network computes at the places `what`, plus `logits` [B,T,V].
+
+    `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/residual/{before,middle,after}` are
+    [L,B,T,D], `final` is [B,T,D].
+
+    Raises:
+      KeyError: a place that this network does not have; the message lists those it has.
+    """
+    return _record(module, params, tokens_BT, tuple(what))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _record(module: nn.Module, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
+    logits_BTV, variables = module.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
+    places = flatten_dict(variables[INTERMEDIATES], sep="/")
+    unknown = [name for name in what if name not in places]
+    if unknown:
+        raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {', '.join(sorted(places))}.")
+    return {name: places[name] for name in what} | {"logits": logits_BTV}

@@ -1,0 +1,159 @@
+"""Which device holds what: logical names on every axis, mapped to the axes of one mesh, checked.
+
+JAX replicates silently where a name is unknown; here that is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from configs import schema
+from configs.convert import num_kv_heads
+from configs.schema import Config, ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+# What each logical axis is spread over.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "layers": (),
+    "embed": ("fsdp",),  # Width of a parameter.
+    "width": (),  # Width of an activation.
+    "heads": ("tensor",),
+    "head": (),
+    "hidden": ("tensor",),
+    "vocabulary": ("tensor",),
+    "positions": (),
+}
+
+# The logical axes of each parameter, by the end of its path; a leading layer axis is added under `layers`.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "embedding/embedding": ("vocabulary", "embed"),
+    "position/embedding": ("positions", "embed"),
+    "query/kernel": ("embed", "heads", "head"),
+    "key/kernel": ("embed", "heads", "head"),
+    "value/kernel": ("embed", "heads", "head"),
+    "attention/output/kernel": ("heads", "head", "embed"),
+    "query/bias": ("heads", "head"),
+    "key/bias": ("heads", "head"),
+    "value/bias": ("heads", "head"),
+    "attention/output/bias": ("width",),
+    "sinks": ("heads",),
+    "query_norm/scale": ("head",),
+    "key_norm/scale": ("head",),
+    "up/kernel": ("embed", "hidden"),
+    "gate/kernel": ("embed", "hidden"),
+    "up/bias": ("hidden",),
+    "gate/bias": ("hidden",),
+    "down/kernel": ("hidden", "embed"),
+    "down/bias": ("width",),
+    "output/kernel": ("embed", "vocabulary"),
+    "output/bias": ("vocabulary",),
+    "norm/scale": ("width",),
+    "norm/bias": ("width",),
+}
+
+
+def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all (or the given) devices; an axis of -1 takes what the others leave.
+
+    Raises:
+      ConfigError: more than one -1, a zero, or a product that is not the number of devices.
+    """
+    devices = list(devices) if devices is not None else jax.devices()
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = ", ".join(f"--mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or 0 in sizes:
+        raise ConfigError(f"{asked}: each axis is at least 1, and at most one may be -1.")
+    known = math.prod(size for size in sizes if size != -1)
+    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise ConfigError(
+            f"{asked} makes {known} devices, but there are {len(devices)}: "
+            f"set one axis to -1 and the others to divisors of {len(devices)}."
+        )
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+    """Refuse a batch, heads or widths that the mesh cannot share evenly.
+
+    Raises:
+      ConfigError: names both numbers.
+    """
+    rows = config.train.batch_size // config.train.microbatches
+    size = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    for what, number, axes in (
+        (f"--train.batch_size={config.train.batch_size} in --train.microbatches={config.train.microbatches}: rows", rows,
+         ("data", "fsdp")),
+        (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
+        (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
+        (f"--tokenizer.vocab_size={config.tokenizer.vocab_size}", config.tokenizer.vocab_size, ("tensor",)),
+        (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
+    ):  # fmt: skip
+        ways = math.prod(size[axis] for axis in axes)
+        if number % ways:
+            raise ConfigError(
+                f"{what} ({number}) cannot be shared evenly by the {ways} devices of the mesh axis "
+                f"{' x '.join(axes)}: the nearest that can are {number - number % ways or ways} and "
+                f"{number - number % ways + ways}."
+            )
+
+
+def partition(*names: str) -> PartitionSpec:
+    """The mesh axes that the logical axes are spread over.
+
+    Raises:
+      KeyError: an unknown name.
+      ValueError: two of the names are spread over the same mesh axis.
+    """
+    axes = [RULES[name] for name in names]
+    used = [axis for group in axes for axis in group]
+    if len(set(used)) < len(used):
+        raise ValueError(f"The logical axes {names} collide: they are spread over the mesh axes {used}.")
+    return PartitionSpec(*(group or None for group in axes))
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Tell the compiler how an activation lies on the mesh; outside of a mesh, nothing."""
+    spec = partition(*names)
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
+
+
+def parameter_axes(path: str) -> tuple[str, ...]:
+    """Logical axes of the parameter at `path` (`layers/attention/query/kernel`).
+
+    Raises:
+      KeyError: a parameter that stands in no rule.
+    """
+    for suffix, names in PARAMETERS.items():
+        # A norm's name ends with `norm` and its own suffix is no whole path part.
+        if path == suffix or path.endswith("/" + suffix) or (suffix.startswith("norm/") and path.endswith(suffix)):
+            return ("layers", *names) if path.startswith("layers/") else names
+    raise KeyError(f"The parameter {path} has no logical axes: add it to PARAMETERS in model/sharding.py.")
+
+
+def parameter_shapes(module: Any) -> Any:
+    """Shapes and dtypes of all parameters, without computing any."""
+    tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(module.init, jax.random.key(0), tokens_BT)["params"]
+
+
+def param_shardings(module: Any, mesh: Mesh) -> Any:
+    """Where each parameter lies: a tree like the parameters, of `NamedSharding`."""
+    flat = flatten_dict(parameter_shapes(module), sep="/")
+    shardings = {path: NamedSharding(mesh, partition(*parameter_axes(path))) for path in flat}
+    return unflatten_dict(shardings, sep="/")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`, for arrays [B, ...]."""
+    return NamedSharding(mesh, partition("batch"))
