@@ -39,7 +39,8 @@ def rope_frequencies(config: Config) -> np.ndarray:
 
 def rope_rotation(config: Config, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of each position's angles, each [B,T,1,H/2] float32, for `rotate`."""
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(config).astype(np.float32)
+    frequency_111P = rope_frequencies(config).astype(np.float32)[None, None, None]
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_111P
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -53,8 +54,8 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
     """Fixed position vectors [B,T,D] float32: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5)."""
     half = -(-width // 2)
-    frequency = (10_000.0 ** (-np.arange(half) / max(half, 1))).astype(np.float32)
-    angle = positions_BT[:, :, None].astype(jnp.float32) * frequency
+    frequency_11P = (10_000.0 ** (-np.arange(half) / max(half, 1))).astype(np.float32)[None, None]
+    angle = positions_BT[:, :, None].astype(jnp.float32) * frequency_11P
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., :width]
 
 

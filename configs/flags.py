@@ -1,0 +1,74 @@
+"""Every leaf of the schema as a command-line flag: `--model.num_heads=8`, with the chosen config's value as default."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from configs.convert import check, from_dict, leaves, override
+from configs.presets import PRESETS, preset
+from configs.schema import Config, ConfigError
+
+FLAGS = flags.FLAGS
+_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+def load(name: str) -> Config:
+    """The config that `--config` names: a preset, or the one saved in a run folder.
+
+    Raises:
+      ConfigError: neither is there, or the file is not a config.
+    """
+    path = pathlib.Path(name) / "config.json"
+    if name in PRESETS or not path.exists():
+        return preset(name)
+    try:
+        return from_dict(json.loads(path.read_text("utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a saved config: {error}") from error
+
+
+def define(argv: Sequence[str], default: str = "quickstart") -> None:
+    """Define --config, --print_config and a flag for each setting, whose defaults are those of the config asked for.
+
+    Args:
+      argv: the command line; --config is looked up in it first, so that `--help` shows that config's values.
+    """
+    flags.DEFINE_string("config", default, f"A preset ({', '.join(PRESETS)}) or a run folder to take the settings from.")
+    flags.DEFINE_boolean("print_config", False, "Print the resolved config as JSON and exit.")
+    for name, field, value in leaves(load(_config_in(argv, default))):
+        choices = field.metadata.get("choices")
+        help_line = field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
+        _DEFINE[type(value)](name, value, help_line)
+
+
+def _config_in(argv: Sequence[str], default: str) -> str:
+    """The value of --config in an argument list that is not parsed yet."""
+    found = default
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument == "--":
+            break
+        if argument.startswith("-") and name == "config":
+            found = value if equals else (argv[index + 1] if index + 1 < len(argv) else default)
+    return found
+
+
+def resolve() -> Config:
+    """The config of the parsed flags, checked.
+
+    Raises:
+      ConfigError: a value that cannot be, or settings that contradict each other.
+    """
+    values = {name: FLAGS[name].value for name, _, _ in leaves(Config())}
+    return check(override(Config(), values))
+
+
+def fail(error: Exception) -> int:
+    """Say on stderr what is wrong with the flags; the exit status for that, 2."""
+    print(f"{pathlib.Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,6 @@
+"""Writing text with a network: read the prompt once, then choose one token after another."""
+
+from model.generate.choose import Sampling
+from model.generate.decode import Chunk, generate
+
+__all__ = ["Chunk", "Sampling", "generate"]

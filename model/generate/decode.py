@@ -1,0 +1,135 @@
+"""Prefill once, then one compiled loop with a KV cache: no Python per token.
+
+The loop runs in chunks so that text can be shown while the next chunk is computed.
+
+Shapes: B rows, T prompt length, S cache slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.convert import max_length
+from configs.schema import Config
+from model.decoder import Decoder
+from model.generate.cache import empty_cache
+from model.generate.choose import Sampling, choose
+
+CHUNK = 16  # Tokens per call of the compiled loop: a trade between smooth streaming and few calls.
+BUCKET = 32  # Prompts and caches are padded to multiples of this, so that few shapes are compiled.
+
+
+class Chunk(NamedTuple):
+    """Up to CHUNK new tokens of every row; log-probabilities are the network's own, before temperature and filters."""
+
+    tokens_BC: np.ndarray
+    logprobs_BC: np.ndarray
+    top_tokens_BCK: np.ndarray  # The likeliest tokens at each place, best first.
+    top_logprobs_BCK: np.ndarray
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that goes from one token to the next."""
+
+    cache: Any
+    logits_BV: jax.Array
+    position_B: jax.Array  # Of the token that is chosen next.
+    done_B: jax.Array
+
+
+def generate(
+    module: Decoder,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    seeds: Sequence[int],
+    end: int,
+    top: int = 0,
+) -> Iterator[Chunk]:
+    """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written `end`.
+
+    Args:
+      prompts: token ids, at least one per row; lengths may differ.
+      seeds: one per row; a row's text depends on its own prompt and seed only.
+      end: id of the token that ends a text; a row repeats it once it is done.
+      top: how many of the likeliest tokens to report at each place.
+
+    Raises:
+      ValueError: an empty prompt, or a text longer than a learned position table.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if not len(prompts) or lengths.min() == 0:
+        raise ValueError("A prompt needs at least one token.")
+    longest = int(lengths.max())
+    config: Config = module.config
+    if config.model.position == "learned" and longest + max_tokens > max_length(config):
+        raise ValueError(
+            f"{longest} prompt tokens and --max_tokens={max_tokens} are more than the {max_length(config)} positions "
+            f"of this network's learned table: shorten one of them."
+        )
+    padded, slots = _bucket(longest), _bucket(longest + max_tokens)
+    tokens_BT = np.full((len(prompts), padded), end, np.int32)
+    positions_BT = np.full((len(prompts), padded), slots, np.int32)  # Beyond the cache: padding is not kept.
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = prompt
+        positions_BT[row, : len(prompt)] = np.arange(len(prompt))
+    state = _prefill(module, params, empty_cache(config, len(prompts), slots), tokens_BT, positions_BT, lengths)
+    keys_B = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+
+    ahead: tuple[State, tuple[jax.Array, ...]] | None = None
+    for start in range(0, max_tokens, CHUNK):
+        state, out = ahead or _decode(module, sampling, top, params, state, keys_B, end)
+        # The next chunk is on its way before this one is read, unless this is the last.
+        ahead = _decode(module, sampling, top, params, state, keys_B, end) if start + CHUNK < max_tokens else None
+        yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in out))
+        if bool(jnp.all(state.done_B)):
+            return
+
+
+def _bucket(length: int) -> int:
+    return -(-length // BUCKET) * BUCKET
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _prefill(
+    module: Decoder, params: Any, cache: Any, tokens_BT: jax.Array, positions_BT: jax.Array, lengths_B: jax.Array
+) -> State:
+    logits_BTV, variables = module.apply(
+        {"params": params, "cache": cache}, tokens_BT, positions_BT, mutable=["cache"]
+    )
+    last_B11 = (lengths_B - 1)[:, None, None]
+    logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
+    return State(variables["cache"], logits_BV, lengths_B.astype(jnp.int32), jnp.zeros(len(lengths_B), bool))
+
+
+# The state is not donated: the caller still reads `done_B` of the state that the next chunk starts from.
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(
+    module: Decoder, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, end: int
+) -> tuple[State, tuple[jax.Array, ...]]:
+    """Choose CHUNK tokens, one after another, each read back into the network."""
+
+    def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
+        logprobs_BV = jax.nn.log_softmax(state.logits_BV)
+        step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.position_B)
+        token_B = jnp.where(state.done_B, end, choose(state.logits_BV, step_keys_B, sampling))
+        logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
+        top_logprobs_BK, top_tokens_BK = jax.lax.top_k(logprobs_BV, top)
+        logits_BTV, variables = module.apply(
+            {"params": params, "cache": state.cache}, token_B[:, None], state.position_B[:, None], mutable=["cache"]
+        )
+        after = State(variables["cache"], logits_BTV[:, 0], state.position_B + 1, state.done_B | (token_B == end))
+        return after, (token_B, logprob_B, top_tokens_BK, top_logprobs_BK)
+
+    state, out = jax.lax.scan(one_token, state, length=CHUNK)
+    return state, tuple(jnp.moveaxis(array, 0, 1) for array in out)

@@ -1,0 +1,157 @@
+"""Text from TFDS datasets: prepared or not, with or without a held-out split."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import schema
+from train.data import datasets
+from train.data.sources import Corpus, DataError, check_unchanged, open_corpus
+
+DOCUMENTS = [f"Document {number}.\n" + f"Line of {number}.\n" * number for number in range(40)]
+
+
+class LocalText(tfds.core.GeneratorBasedBuilder):
+    """A dataset that needs no network; the config `validated` has a validation split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description="") for name in ("plain", "validated")]  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {"text": tfds.features.Text(), "title": tfds.features.Text(), "number": tfds.features.Scalar(np.int64)}
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        splits = {"train": self._generate_examples(DOCUMENTS)}
+        if self.builder_config.name == "validated":
+            splits["validation"] = self._generate_examples(["For validation.\n", "Also.\n"])
+        return splits
+
+    def _generate_examples(self, documents):
+        for number, text in enumerate(documents):
+            yield number, {"text": text, "title": f"T{number}\n", "number": number}
+
+
+class LocalTranslation(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(("de", "en")))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"de": "Größe", "en": "size"}
+        yield 1, {"de": "Höhe", "en": "height"}
+
+
+class LocalBroken(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+
+    def _split_generators(self, dl_manager):
+        raise ConnectionError("no route to host\nlong story")
+
+    def _generate_examples(self):
+        yield from ()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+def open_dataset(folder: str, name: str, **settings) -> Corpus:
+    return open_corpus(schema.Data(source=f"tfds:{name}", directory=folder, **{"section_bytes": 64} | settings))
+
+
+def text_of(sections) -> str:
+    return "".join(sections[index].text for index in range(len(sections)))
+
+
+def test_last_documents_are_held_out_where_there_is_no_such_split(folder):
+    corpus = open_dataset(folder, "local_text/plain", held_out=0.1)
+    assert text_of(corpus.train) == "".join(DOCUMENTS[:36])
+    assert text_of(corpus.held_out) == "".join(DOCUMENTS[36:])
+    assert len(corpus.train) > 36 and sum(corpus.train[i].last for i in range(len(corpus.train))) == 36
+
+
+def test_the_validation_split_is_held_out(folder):
+    corpus = open_dataset(folder, "local_text/validated")
+    assert text_of(corpus.train) == "".join(DOCUMENTS)
+    assert text_of(corpus.held_out) == "For validation.\nAlso.\n"
+
+
+@pytest.mark.parametrize("split", ["train[:50%]", "train+validation", "all", "validation"])
+def test_what_is_trained_on_is_not_held_out(folder, split):
+    corpus = open_dataset(folder, f"local_text/validated:{split}", held_out=0.5)
+    train, held_out = text_of(corpus.train), text_of(corpus.held_out)
+    if split == "train[:50%]":
+        assert (train, held_out) == ("".join(DOCUMENTS[:20]), "For validation.\nAlso.\n")
+    else:
+        everything = "For validation.\nAlso.\n" if split == "validation" else "".join(DOCUMENTS) + "For validation.\nAlso.\n"
+        assert train + held_out == everything
+        assert train and held_out
+
+
+def test_documents_of_large_splits_stay_whole(folder, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_INDEXED_BYTES", 100)
+    corpus = open_dataset(folder, "local_text/plain", held_out=0.1)
+    assert [corpus.train[i].text for i in range(len(corpus.train))] == DOCUMENTS[:36]
+    assert [corpus.held_out[i].text for i in range(len(corpus.held_out))] == DOCUMENTS[36:]
+    assert all(corpus.train[i].last for i in range(len(corpus.train)))
+
+
+def test_a_field_is_picked(folder):
+    assert open_dataset(folder, "local_text/plain", field="title").train[0].text == "T0\n"
+    corpus = open_dataset(folder, "local_translation", field="de")
+    assert sorted(text_of(corpus.train)) == sorted("GrößeHöhe")
+    with pytest.raises(DataError, match="--data.field=text is no text in tfds:local_translation.*: de, en"):
+        open_dataset(folder, "local_translation")
+
+
+def test_a_prepared_dataset_needs_neither_its_code_nor_a_second_preparation(folder, monkeypatch):
+    open_dataset(folder, "local_text/plain")
+    monkeypatch.setattr(LocalText, "_generate_examples", lambda *_: pytest.fail("was prepared a second time"))
+    first = open_dataset(folder, "local_text/plain")
+    monkeypatch.setattr(tfds.core.load, "builder_cls", _unknown)
+    second = open_dataset(folder, "local_text/plain")
+    check_unchanged(second, json.loads(json.dumps(first.record())))
+    with pytest.raises(DataError, match="has changed since the run began: it was local_text/plain"):
+        check_unchanged(open_dataset(folder, "local_text/plain", field="title"), first.record())
+
+
+def _unknown(name: str):
+    raise tfds.core.DatasetNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny_shakespear", "TFDS has no dataset tiny_shakespear, .*did you mean tfds:tiny_shakespeare"),
+        ("local_text/wrong", "local_text/wrong: .*wrong"),
+        ("local_text/plain:tset", "no split tset .*it has train"),
+        ("local_broken", "cannot be prepared in .*no route to host.*--data.directory"),
+    ],
+)
+def test_what_is_missing_is_one_clear_error(folder, name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(folder, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_in_tfrecord_says_how_to_prepare_it(tmp_path):
+    open_dataset(str(tmp_path), "local_text/plain")
+    description = tmp_path / "local_text/plain/1.0.0/dataset_info.json"
+    description.write_text(description.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match="as tfrecord, which needs TensorFlow.*--file_format=array_record"):
+        open_dataset(str(tmp_path), "local_text/plain")

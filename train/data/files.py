@@ -1,0 +1,203 @@
+"""Text from files: plain text, or one JSON object per line. Only an index is kept in memory."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from configs import schema
+from train.data.sections import Corpus, DataError, Section, cuts, digest, hold_out_last, hold_out_tails, next_cut
+from train.data.sources import Progress
+
+# How often a scan tells how far it is.
+REPORT_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """A file as it was when it was indexed."""
+
+    path: str
+    size: int
+    modified: int  # nanoseconds
+
+    def check(self, file: BinaryIO) -> None:
+        """Raises DataError if the open file is not what was indexed."""
+        now = os.fstat(file.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.modified):
+            raise DataError(f"the file {self.path} has changed while it was in use; start again, and leave it as it is")
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes start..end. Raises DataError if the file went away or is another one than was indexed."""
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                self.check(file)
+                return os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise DataError(f"the file {self.path} cannot be read any more: {error.strerror}") from None
+
+
+class TextSections:
+    """Sections of text files; `index_N4` has a row (file, start, end, last) in bytes for each."""
+
+    def __init__(self, files: list[IndexedFile], index_N4: np.ndarray) -> None:
+        self._files, self._index_N4 = files, index_N4
+
+    def __len__(self) -> int:
+        return len(self._index_N4)
+
+    def __getitem__(self, index: int, /) -> Section:
+        number, start, end, last = self._index_N4[index].tolist()
+        return Section(self._files[number].read(start, end).decode(), bool(last))
+
+
+class JsonlSections:
+    """Sections of records; `index_N6` has a row (file, line's start and end, section's start and end, last) for each.
+
+    The section's place counts bytes of the record's text, the line's bytes of the file.
+    """
+
+    def __init__(self, files: list[IndexedFile], field: str, index_N6: np.ndarray) -> None:
+        self._files, self._field, self._index_N6 = files, field, index_N6
+
+    def __len__(self) -> int:
+        return len(self._index_N6)
+
+    def __getitem__(self, index: int, /) -> Section:
+        number, line_start, line_end, start, end, last = self._index_N6[index].tolist()
+        file = self._files[number]
+        record = _parse(file.read(line_start, line_end).decode(), file.path)
+        return Section(_text_of(record, self._field, file.path)[start:end].decode(), bool(last))
+
+
+def open_text(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
+    """UTF-8 files, each a document; a tail of each is held out. Line ends stay as they are.
+
+    Raises:
+      DataError: no file matches, there is too little text, or a file is not UTF-8.
+    """
+    rows = array("q")
+    files, hashes = [], {}
+    for scan in _scan(pattern, progress):
+        start, buffer = 0, b""
+        while buffer := buffer + scan.file.read(config.section_bytes + 1 - len(buffer)):
+            cut = next_cut(buffer, config.section_bytes)
+            _decode(buffer[:cut], scan.path, start)
+            scan.read(buffer[:cut])
+            rows.extend((len(files), start, start + cut, start + cut == scan.indexed.size))
+            start, buffer = start + cut, buffer[cut:]
+        files.append(scan.indexed)
+        hashes[scan.path] = scan.finish()
+    index_N4 = np.array(rows, np.int64).reshape(-1, 4)
+    held_out_N = hold_out_tails(index_N4[:, 0], config.held_out, config.source)
+    train, held_out = (TextSections(files, index_N4[chosen_N]) for chosen_N in (~held_out_N, held_out_N))
+    return Corpus(train, held_out, digest(hashes), f"{len(files)} text file(s) {pattern}", hashes)
+
+
+def open_jsonl(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
+    """Files with one JSON object per line, whose `data.field` is a document; the last records are held out.
+
+    Raises:
+      DataError: no file matches, there is too little text, or a line is not UTF-8, not JSON, or lacks the field.
+    """
+    rows, record_of_row, records = array("q"), array("q"), 0
+    files, hashes = [], {}
+    for scan in _scan(pattern, progress):
+        start = 0
+        for number, line in enumerate(scan.file, start=1):
+            scan.read(line)
+            if line.strip():
+                record = _parse(_decode(line, scan.path, start), f"{scan.path}, line {number}")
+                ends = cuts(_text_of(record, config.field, f"{scan.path}, line {number}"), config.section_bytes)
+                for cut, end in zip([0, *ends], ends, strict=False):
+                    rows.extend((len(files), start, start + len(line), cut, end, end == ends[-1]))
+                    record_of_row.append(records)
+                records += 1
+            start += len(line)
+        files.append(scan.indexed)
+        hashes[scan.path] = scan.finish()
+    index_N6 = np.array(rows, np.int64).reshape(-1, 6)
+    held_out_N = hold_out_last(np.array(record_of_row), config.held_out, config.source)
+    train, held_out = (JsonlSections(files, config.field, index_N6[n]) for n in (~held_out_N, held_out_N))
+    return Corpus(train, held_out, digest(hashes), f"{records} records in {len(files)} file(s) {pattern}", hashes)
+
+
+class _Scan:
+    """One reading of a file from start to end, with its hash and its share of the progress."""
+
+    def __init__(self, path: str, file: BinaryIO, report: Callable[[int], object]) -> None:
+        status = os.fstat(file.fileno())
+        self.path, self.file = path, file
+        self.indexed = IndexedFile(path, status.st_size, status.st_mtime_ns)
+        self._hash, self._report = hashlib.sha256(), report
+
+    def read(self, piece: bytes) -> None:
+        """Takes note of the bytes that were read."""
+        self._hash.update(piece)
+        self._report(len(piece))
+
+    def finish(self) -> str:
+        """The file's SHA-256 (hex). Raises DataError if it has changed since it was opened."""
+        self.indexed.check(self.file)
+        return self._hash.hexdigest()
+
+
+def _scan(pattern: str, progress: Progress) -> Iterator[_Scan]:
+    """Opens the files that match, in the order of their names."""
+    paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
+    if not paths:
+        hint = f"; it is a folder, and {pattern}/** are the files in it" if os.path.isdir(pattern) else ""
+        raise DataError(f"no file matches {pattern} (seen from {os.getcwd()}){hint}")
+    total, done, shown = sum(map(os.path.getsize, paths)), 0, 0
+
+    def report(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        if done - shown >= REPORT_BYTES:
+            shown = done
+            progress("Reading text", done, total)
+
+    for path in paths:
+        try:
+            file = open(path, "rb")
+        except OSError as error:
+            raise DataError(f"the file {path} cannot be read: {error.strerror}") from None
+        with file:
+            yield _Scan(path, file, report)
+
+
+def _decode(piece: bytes, path: str, start: int) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the file {path} is not UTF-8: byte {piece[error.start]:#04x} at offset {start + error.start} "
+            f"({error.reason}); convert it, for instance with iconv -t UTF-8"
+        ) from None
+
+
+def _parse(line: str, where: str) -> object:
+    try:
+        return json.loads(line.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+
+
+def _text_of(record: object, field: str, where: str) -> bytes:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON object is needed, this is a {type(record).__name__}")
+    if not isinstance(record.get(field), str):
+        problem = "is not text" if field in record else "is missing"
+        raise DataError(f"{where}: --data.field={field} {problem}; the fields are {', '.join(record) or 'none'}")
+    try:
+        return record[field].encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the text in {field} has half of a surrogate pair, which is no character") from None

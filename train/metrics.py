@@ -1,0 +1,229 @@
+"""What a run tells: to metrics.jsonl, TensorBoard and Weights & Biases, and to a person at the terminal."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from configs.convert import feed_forward_width, head_width, layer_windows, num_kv_heads, to_dict
+from configs.schema import Config, ConfigError
+
+
+class RunFolderError(RuntimeError):
+    """A file of the run that cannot be written or read; the message names it and the way out."""
+
+
+class Writer(Protocol):
+    """Somewhere that metrics go."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, each with its `step`; a line is on its way to the disk when `write` returns.
+
+    Opened at `step`, it loses what a later step wrote, and a last line that was torn by a kill. `kept` is
+    what remains. Raises RunFolderError where the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.kept: list[dict[str, Any]] = []
+        with writing(path):
+            if path.exists():
+                self.kept = [line for line in map(_parsed, path.read_bytes().splitlines()) if _until(line, step)]
+                write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.kept))
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with writing(self.path):
+            self._file.close()
+
+
+class TensorBoard:
+    """Event files in the run folder; what a later step wrote before is hidden."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        with writing(run_dir):
+            self._writer = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of `config.train.wandb`; a run folder that is resumed goes on in the same one."""
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        try:
+            import wandb  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise ConfigError(
+                f"--train.wandb={config.train.wandb} needs a package that is not installed: `pip install wandb`"
+            ) from error
+        identity = run_dir / "wandb_id"
+        if not identity.exists():
+            write_atomically(identity, wandb.util.generate_id())
+        self._run = wandb.init(
+            project=config.train.wandb, name=config.name, id=identity.read_text(), resume="allow",
+            dir=str(run_dir), config=to_dict(config), settings=wandb.Settings(console="off"),
+        )  # fmt: skip
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Terminal:
+    """The person who watches, on stderr: a live bar where that is a terminal, and lines where it is not."""
+
+    def __init__(self, steps: int, step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._steps, self._began = steps, (step, time.monotonic())
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = (
+                BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"), TimeElapsedColumn(),
+                TextColumn("gone,"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("left"),
+            )  # fmt: skip
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("compiling", total=steps, completed=step)
+            self._bar.start()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        told = "  ".join(form(metrics[name]) for name, form in _TOLD.items() if name in metrics)
+        if "eval/loss" in metrics or metrics.get("train/anomaly"):
+            self.say(f"step {step}/{self._steps}  {told}")
+        elif self._bar is not None:
+            self._bar.update(self._task, description=told, completed=step)
+        else:
+            self.say(f"step {step}/{self._steps}  {told}{self._left(step)}")
+
+    def say(self, text: str) -> None:
+        """One line, or more, above the bar."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self, step: int) -> str:
+        first, began = self._began
+        if step <= first + 1:
+            return ""
+        seconds = round((time.monotonic() - began) / (step - first) * (self._steps - step))
+        return f"  {seconds // 60}:{seconds % 60:02d} left"
+
+
+_TOLD = {
+    "train/loss": lambda value: f"loss {value:.3f}",
+    "train/bits_per_byte": lambda value: f"{value:.3f} bits/byte",
+    "train/tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
+    "train/mfu": lambda value: f"MFU {value:.0%}",
+    "eval/loss": lambda value: f"held-out loss {value:.3f}",
+    "eval/bits_per_byte": lambda value: f"held-out {value:.3f} bits/byte",
+    "train/anomaly": lambda value: "update skipped" if value else "",
+}
+
+
+def train_flops_per_token(config: Config) -> float:
+    """Model FLOPs of forward and backward per token (PaLM, Chowdhery et al. 2022, appendix B).
+
+    6 P + sum over layers of 12 N H S, where P counts the weights of all matrices that a token is multiplied
+    with (attention projections, feed-forward, the output layer even where it is the embedding; the look-up
+    of the embedding is no multiplication) and S is the number of keys, the row's length or the layer's
+    window. As is usual, causal masking takes nothing off, and what remat computes again does not count.
+    """
+    model = config.model
+    heads, width = model.num_heads * head_width(config), model.width
+    attention = 2 * width * heads + 2 * width * num_kv_heads(config) * head_width(config)
+    feed_forward = (3 if model.gated else 2) * width * feed_forward_width(config)
+    matrices = model.num_layers * (attention + feed_forward) + width * config.tokenizer.vocab_size
+    length = config.data.length
+    keys = sum(min(window, length) if window else length for window in layer_windows(config))
+    return 6.0 * matrices + 12.0 * heads * keys
+
+
+@functools.cache
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s that this process's devices together reach in matmuls of `dtype`, measured in less than a second.
+
+    One device is measured. Simulated CPU devices share the same cores, so that one speaks for all.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size, repeats = (1024, 2) if on_cpu else (8192, 16)
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    scale = jnp.asarray(1 / math.sqrt(size), dtype)  # keeps the products from growing
+    chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, repeats, lambda _, x: (x @ b) * scale, a))
+    chain(a, b).block_until_ready()
+    best, deadline = math.inf, time.perf_counter() + 0.3
+    while time.perf_counter() < deadline:
+        began = time.perf_counter()
+        chain(a, b).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 * repeats / best * (1 if on_cpu else jax.local_device_count())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader, or a run after a kill, sees the old text or the new one.
+
+    Raises RunFolderError where it cannot be written.
+    """
+    with writing(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+class writing:
+    """Context that turns an OSError into one clear RunFolderError about `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise RunFolderError(
+                f"The run folder cannot be written: {self._path}: {error.strerror or error}. "
+                "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
+            ) from error
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _until(line: dict[str, Any] | None, step: int) -> bool:
+    return line is not None and line["step"] <= step

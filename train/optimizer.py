@@ -1,0 +1,250 @@
+"""From gradients to updates: schedules, optimizers, and what they need to know about each parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import (
+    MuonDimensionNumbers,
+    ScheduleFreeState,
+    scale_by_muon,
+    schedule_free,
+    schedule_free_eval_params,
+)
+
+from configs.schema import Config, ConfigError
+
+Params = Any  # nested dict of arrays
+
+# The update of an orthogonalized matrix gets the root mean square that Adam's updates have, so that one
+# learning rate serves both (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
+MUON_RMS = 0.2
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter is: its kind, and how many of its axes count layers, inputs and outputs."""
+
+    kind: str  # "kernel", "embedding", "bias", "scale" or "sinks"
+    layer_axes: int  # 1 if layers are stacked on the leading axis
+    input_axes: int
+    output_axes: int
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.kind in ("kernel", "embedding")
+
+
+def parameter(path: tuple[Any, ...], ndim: int) -> Parameter:
+    """What the parameter at `path` (of `jax.tree_util.tree_map_with_path`) with `ndim` axes is.
+
+    The name decides; the number of axes alone would take a stack of norm scales [L, D] for a matrix.
+    Raises ValueError for a name that it does not know.
+    """
+    names = [str(getattr(key, "key", key)) for key in path]
+    kind = names[-1]
+    if kind not in ("kernel", "embedding", "bias", "scale", "sinks"):
+        raise ValueError(f"parameter {'/'.join(names)}: {kind!r} is no known kind; name it in train/optimizer.py")
+    layer_axes = 1 if "layers" in names else 0
+    if kind not in ("kernel", "embedding"):
+        return Parameter(kind, layer_axes, 0, ndim - layer_axes)
+    # Heads belong to what a projection writes ([D, N, H]), except after attention, where they are read.
+    reads_heads = names[-2:] == ["output", "kernel"] and "attention" in names
+    input_axes = 2 if reads_heads else 1
+    return Parameter(kind, layer_axes, input_axes, ndim - layer_axes - input_axes)
+
+
+def schedule(config: Config) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    """The learning rate as a function of the step (int, from 0); float32.
+
+    Warm-up is linear and its first step already moves: step 0 has 1/warmup_steps of the peak. The last
+    step, train.steps - 1, has exactly end_fraction of it. Schedule-Free keeps the learning rate after
+    warm-up whatever the setting, because doing without a schedule is what the method is.
+    """
+    settings, steps = config.optimizer, config.train.steps
+    warmup, peak, end = settings.warmup_steps, settings.learning_rate, settings.end_fraction
+    shape = "constant" if settings.name == "schedule_free" else settings.schedule
+    decay_steps = max(1, steps - warmup)
+    if shape == "wsd":
+        decay_steps = max(1, min(decay_steps, round(settings.decay_fraction * steps)))
+
+    def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32) + 1
+        left = jnp.clip((steps - t) / decay_steps, 0, 1)  # share of the decay that is still to come
+        if shape == "cosine":
+            factor = end + (1 - end) * 0.5 * (1 - jnp.cos(jnp.pi * left))
+        elif shape in ("linear", "wsd"):
+            factor = end + (1 - end) * left
+        elif shape == "inverse_sqrt":
+            factor = jax.lax.rsqrt(jnp.maximum(t / max(1, warmup), 1.0))
+        else:
+            factor = jnp.ones_like(t)
+        return peak * jnp.where(t < warmup, t / max(1, warmup), factor)
+
+    return learning_rate
+
+
+def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransformation:
+    """The optimizer that `config.optimizer` describes, for parameters shaped like `params_shape`.
+
+    Its state and its arithmetic are float32 whatever the parameters are stored as; updates are float32.
+    The chain is the same for all: clip by global norm, find a direction, add the decayed weights where the
+    mask says so (decoupled, so times the learning rate), scale by the learning rate. `learning_rate` is
+    comparable over adamw, adafactor, muon and schedule_free; lion wants a third to a tenth of it.
+
+    Raises ConfigError for settings that exclude each other.
+    """
+    settings = config.optimizer
+    check(config)
+    rate = schedule(config)
+    chain = [_direction(config, params_shape)]
+    if settings.weight_decay:
+        mask = None if settings.decay_mask == "all" else decay_mask(params_shape)
+        chain.append(optax.add_decayed_weights(settings.weight_decay, mask))
+    chain.append(optax.scale_by_learning_rate(rate))
+    if settings.name == "schedule_free":
+        # Its own counter starts at 1, that of the chain inside at 0.
+        chain = [schedule_free(optax.chain(*chain), lambda count: rate(count - 1), b1=settings.beta1)]
+    if settings.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+    return _in_float32(optax.chain(*chain))
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for optimizer settings that exclude each other."""
+    settings = config.optimizer
+    if settings.name == "schedule_free":
+        if settings.beta1 == 0:
+            raise ConfigError("--optimizer.beta1=0 leaves schedule_free without its average; 0.9 is usual")
+        if settings.ema_decay:
+            raise ConfigError(
+                f"--optimizer.ema_decay={settings.ema_decay} with --optimizer.name=schedule_free averages twice; "
+                "set ema_decay to 0"
+            )
+
+
+def decay_mask(params: Params) -> Params:
+    """True for matrices (kernels and embeddings), False for norms, biases and sinks; shaped like `params`."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: parameter(path, x.ndim).is_matrix, params)
+
+
+def evaluation_params(config: Config, state: Any) -> Params:
+    """The parameters to evaluate and sample with, in the dtype of `state.params`.
+
+    These are the moving average (`state.ema`) if it is on, Schedule-Free's average x, which is kept as
+    `state.params` (y) and a part of `state.opt_state` (z), or simply `state.params`.
+    """
+    if config.optimizer.ema_decay:
+        average = state.ema
+    elif config.optimizer.name == "schedule_free":
+        is_state = lambda node: isinstance(node, ScheduleFreeState)  # noqa: E731
+        (found,) = filter(is_state, jax.tree.leaves(state.opt_state, is_leaf=is_state))
+        average = schedule_free_eval_params(found, _cast(state.params, jnp.float32))
+    else:
+        return state.params
+    return jax.tree.map(lambda mean, x: mean.astype(x.dtype), average, state.params)
+
+
+def _direction(config: Config, params_shape: Params) -> optax.GradientTransformation:
+    """The part that differs between optimizers: a gradient becomes a direction of about unit size."""
+    settings = config.optimizer
+    beta1, beta2, epsilon = settings.beta1, settings.beta2, settings.epsilon
+    if settings.name == "adamw":  # Loshchilov and Hutter 2019
+        return optax.scale_by_adam(beta1, beta2, epsilon)
+    if settings.name == "lion":  # Chen et al. 2023
+        return optax.scale_by_lion(beta1, beta2)
+    if settings.name == "sgd":
+        return optax.trace(beta1)
+    if settings.name == "schedule_free":  # Defazio et al. 2024; Adam without its momentum
+        return optax.scale_by_rms(beta2, epsilon, eps_in_sqrt=False, bias_correction=True)
+    if settings.name == "adafactor":  # Shazeer and Stern 2018, with beta2 capped as in Zhai et al. 2021, section 3.4
+        scale = optax.scale_by_factored_rms(
+            decay_rate_fn=lambda step, power: jnp.minimum(1.0 - (step + 1.0) ** -power, beta2), min_dim_size_to_factor=32
+        )
+        return optax.chain(
+            _per_matrix(optax.chain(scale, optax.clip_by_block_rms(1.0))), optax.ema(beta1, debias=False)
+        )
+    if settings.name == "muon":
+        return _muon(beta1, beta2, epsilon, params_shape)
+    raise ConfigError(f"--optimizer.name={settings.name} is not an optimizer")
+
+
+def _muon(beta1: float, beta2: float, epsilon: float, params_shape: Params) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for the kernels inside layers, each layer's by itself; Adam for everything else."""
+
+    def label(path: tuple[Any, ...], x: Any) -> str:
+        this = parameter(path, x.ndim)
+        return "muon" if this.kind == "kernel" and this.layer_axes else "adam"
+
+    def axes(path: tuple[Any, ...], x: Any) -> MuonDimensionNumbers:
+        this = parameter(path, x.ndim)
+        split = this.layer_axes + this.input_axes
+        return MuonDimensionNumbers(tuple(range(this.layer_axes, split)), tuple(range(split, x.ndim)))
+
+    def scale(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        numbers = axes(path, x)
+        inputs, outputs = (math.prod(x.shape[i] for i in group) for group in numbers)
+        return x * (MUON_RMS * math.sqrt(max(inputs, outputs)))
+
+    map_with_path = jax.tree_util.tree_map_with_path
+    orthogonalize = scale_by_muon(beta=beta1, weight_dimension_numbers=lambda updates: map_with_path(axes, updates))
+    muon = optax.chain(orthogonalize, optax.stateless(lambda updates, _: map_with_path(scale, updates)))
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    return optax.partition({"muon": muon, "adam": adam}, map_with_path(label, params_shape))
+
+
+def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` on each layer's tensors by themselves, with heads merged, so that it sees true matrices."""
+
+    def split(tree: Params) -> dict[str, Params]:
+        def to_matrix(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            this = parameter(path, x.ndim)
+            if not this.is_matrix:
+                return x
+            layers, rest = x.shape[: this.layer_axes], x.shape[this.layer_axes :]
+            return x.reshape((*layers, math.prod(rest[: this.input_axes]), -1))
+
+        tree = jax.tree_util.tree_map_with_path(to_matrix, tree)
+        outer = {name: value for name, value in tree.items() if name != "layers"}
+        return {"outer": outer, "layers": tree.get("layers", {})}
+
+    def init(params: Params) -> Any:
+        parts = split(params)
+        return {
+            "outer": inner.init(parts["outer"]),
+            "layers": jax.vmap(inner.init)(parts["layers"]) if parts["layers"] else (),
+        }
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        parts, weights = split(updates), split(params)
+        new, state = dict(parts), dict(state)
+        new["outer"], state["outer"] = inner.update(parts["outer"], state["outer"], weights["outer"])
+        if parts["layers"]:
+            new["layers"], state["layers"] = jax.vmap(inner.update)(parts["layers"], state["layers"], weights["layers"])
+        merged = {**new["outer"], **({"layers": new["layers"]} if parts["layers"] else {})}
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), merged, updates), state
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` in float32: bfloat16 moments would stop moving, since a small change rounds to none."""
+
+    def init(params: Params) -> Any:
+        return inner.init(_cast(params, jnp.float32))
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes floats with integer counters.
+            return inner.update(_cast(updates, jnp.float32), state, _cast(params, jnp.float32))
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _cast(tree: Params, dtype: Any) -> Params:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)

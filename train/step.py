@@ -1,0 +1,226 @@
+"""The one training step: a pure function from (state, batch) to (state, metrics)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs.schema import Config
+from model.sharding import param_shardings
+from train.loss import Loss, cross_entropy
+from train.optimizer import schedule
+
+Batch = dict[str, jax.Array]  # inputs, targets, segments, positions: each [B, T] int32
+Metrics = dict[str, jax.Array]
+
+# A spike is judged against an average over about 50 steps, once there are that many. Near a loss of zero,
+# where a multiple of the average is still nothing, it must exceed the multiple of this many nats.
+SPIKE_STEPS = 50
+SPIKE_FLOOR = 0.3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes."""
+
+    step: jax.Array  # int32 scalar: steps done, so also the number of the next batch
+    params: Any
+    opt_state: Any
+    ema: Any  # float32 moving average of params, or None where it is off
+    loss_average: jax.Array  # float32 scalar, nats per target; 0 until there was a step
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state before the first step, computed in place on the devices of `mesh`; a function of train.seed."""
+    state_fn = _state_fn(module, optimizer, config)
+    shardings = state_shardings(module, optimizer, config, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(state_fn, out_shardings=shardings)(jax.random.key(config.train.seed))
+
+
+def state_shape(
+    module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Shape, dtype and sharding of each leaf of the state (`jax.ShapeDtypeStruct`), without computing any.
+
+    What the optimizer keeps for a parameter (its path ends with the parameter's, its shape is the same)
+    lies as the parameter does; counters, factored moments and scalars are on every device.
+    """
+    shape = jax.eval_shape(_state_fn(module, optimizer, config), jax.random.key(0))
+    params = dict(jax.tree_util.tree_leaves_with_path(shape.params))
+    lies = dict(zip(params, jax.tree.leaves(param_shardings(module, mesh)), strict=True))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        ends = (path[start:] for start in range(len(path)))
+        owner = next((end for end in ends if end in params and params[end].shape == leaf.shape), None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies[owner] if owner else everywhere)
+
+    return jax.tree_util.tree_map_with_path(place, shape)
+
+
+def state_shardings(
+    module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """A NamedSharding for each leaf of the state; see `state_shape`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state_shape(module, optimizer, config, mesh))
+
+
+def make_train_step(
+    module: Any,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    byte_lengths_V: np.ndarray | None = None,
+) -> TrainStep:
+    """The pure function (state, batch) -> (state, metrics); `jit_train_step` compiles it.
+
+    With train.microbatches M > 1 the gradient is summed over M parts of the batch, each of B/M rows, and
+    equals that of the whole batch: every target weighs the same, whichever part it fell into. Dropout is a
+    function of (seed, step, row), so it does not depend on M or on the devices either.
+
+    Metrics, float32 scalars: train/loss (nats per target, without smoothing and z-loss), train/z_loss,
+    train/grad_norm (before clipping), train/learning_rate, train/tokens (targets that counted),
+    train/anomaly (1 where the update was not applied), and train/bits_per_byte if `byte_lengths_V` (int32,
+    bytes of text that each token stands for) is given.
+    """
+    rate = schedule(config)
+    grad_fn = jax.value_and_grad(_loss_fn(module, config), has_aux=True)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weights_BT = (batch["segments"] != 0).astype(jnp.float32)
+        count = jnp.maximum(jnp.sum(weights_BT), 1.0)
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        rows_B = jnp.arange(batch["inputs"].shape[0], dtype=jnp.int32)
+        gradient_of = lambda part: grad_fn(state.params, part, key, count)  # noqa: E731
+        grads, sums = _accumulate(gradient_of, {**batch, "rows": rows_B}, config.train.microbatches)
+
+        loss, grad_norm = sums.nll / count, optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda x, u: (x.astype(jnp.float32) + u).astype(x.dtype), state.params, updates)
+        updated = TrainState(state.step + 1, params, opt_state, _moving_average(config, state, params), state.loss_average)
+        anomaly = _is_anomaly(config, state, loss, grad_norm)
+        metrics = {
+            "train/loss": loss,
+            "train/z_loss": sums.z / count,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": rate(state.step),
+            "train/tokens": sums.count,
+            "train/anomaly": anomaly.astype(jnp.float32),
+        }
+        if byte_lengths_V is not None:
+            bytes_BT = jnp.asarray(byte_lengths_V, jnp.float32)[batch["targets"]] * weights_BT
+            metrics["train/bits_per_byte"] = sums.nll / np.log(2) / jnp.maximum(jnp.sum(bytes_BT), 1.0)
+        new_state = _keep_unless(anomaly, state, updated)
+        return dataclasses.replace(new_state, loss_average=_loss_average(config, state, loss)), metrics
+
+    return train_step
+
+
+def jit_train_step(train_step: TrainStep, state_sharding: TrainState, batch_sharding: Any) -> TrainStep:
+    """`train_step` compiled; the state that goes in is donated and must not be used again."""
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(state_sharding, batch_sharding),
+        out_shardings=(state_sharding, None),
+    )
+
+
+def _state_fn(module: Any, optimizer: optax.GradientTransformation, config: Config) -> Callable[[jax.Array], TrainState]:
+    def state_fn(key: jax.Array) -> TrainState:
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        params = module.init(key, tokens_BT)["params"]
+        ema = jax.tree.map(lambda x: x.astype(jnp.float32), params) if config.optimizer.ema_decay else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, jnp.zeros((), jnp.float32))
+
+    return state_fn
+
+
+def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss]]:
+    """(params, batch, key, count) -> (objective / count, sums); `count` is that of the whole batch."""
+    smoothing, z_loss = config.train.label_smoothing, config.train.z_loss
+
+    def logits_of(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        inputs = (batch["inputs"], batch["positions"], batch["segments"])
+        if not config.model.dropout:
+            return module.apply({"params": params}, *inputs, deterministic=True)
+
+        def one_row(row: jax.Array, *row_inputs: jax.Array) -> jax.Array:
+            rngs = {"dropout": jax.random.fold_in(key, row)}
+            one = (x[None] for x in row_inputs)
+            return module.apply({"params": params}, *one, deterministic=False, rngs=rngs)[0]
+
+        return jax.vmap(one_row)(batch["rows"], *inputs)
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array, count: jax.Array) -> tuple[jax.Array, Loss]:
+        logits_BTV = logits_of(params, batch, key)
+        sums = cross_entropy(logits_BTV, batch["targets"], batch["segments"] != 0, smoothing, z_loss)
+        return sums.objective / count, sums
+
+    return loss_fn
+
+
+def _accumulate(gradient_of: Callable[[Batch], Any], batch: Batch, parts: int) -> tuple[Any, Loss]:
+    """Gradient and loss sums over `parts` microbatches, added up in float32."""
+    if parts == 1:
+        (_, sums), grads = gradient_of(batch)
+        return grads, sums
+
+    # Part m takes the rows m, m + M, m + 2M, ...: rows that lie on one device stay there.
+    split = {name: x.reshape((-1, parts, *x.shape[1:])).swapaxes(0, 1) for name, x in batch.items()}
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        (_, sums), grads = gradient_of(part)
+        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, (grads, sums)), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    (_, sums_shape), grads_shape = jax.eval_shape(gradient_of, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (grads_shape, sums_shape))
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _moving_average(config: Config, state: TrainState, params: Any) -> Any:
+    """The next `ema`; its decay starts low so that the initial weights are soon forgotten."""
+    if state.ema is None:
+        return None
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(config.optimizer.ema_decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda mean, x: decay * mean + (1 - decay) * x.astype(jnp.float32), state.ema, params)
+
+
+def _is_anomaly(config: Config, state: TrainState, loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
+    anomaly = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    if config.train.spike_factor:
+        anomaly |= (state.step >= SPIKE_STEPS) & (loss > _spike_limit(config, state))
+    return anomaly
+
+
+def _spike_limit(config: Config, state: TrainState) -> jax.Array:
+    return config.train.spike_factor * jnp.maximum(state.loss_average, SPIKE_FLOOR)
+
+
+def _loss_average(config: Config, state: TrainState, loss: jax.Array) -> jax.Array:
+    """The next `loss_average`. A spike counts as no more than the limit, so that a lasting change is accepted."""
+    if config.train.spike_factor:
+        loss = jnp.where(state.step < SPIKE_STEPS, loss, jnp.minimum(loss, _spike_limit(config, state)))
+    average = jnp.where(state.step == 0, loss, state.loss_average + (loss - state.loss_average) / SPIKE_STEPS)
+    return jnp.where(jnp.isfinite(loss), average, state.loss_average)
+
+
+def _keep_unless(anomaly: jax.Array, old: TrainState, new: TrainState) -> TrainState:
+    """`new`, or where `anomaly` is set `old` with its clocks moved on, so that every counter equals the step."""
+
+    def choose(before: jax.Array, after: jax.Array) -> jax.Array:
+        return after if jnp.issubdtype(after.dtype, jnp.integer) else jnp.where(anomaly, before, after)
+
+    return jax.tree.map(choose, old, new)
