@@ -31,7 +31,7 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
         counts_BT = batch["segments"] != 0
         loss = cross_entropy(logits_BTV, batch["targets"], counts_BT)
         bytes_BT = jnp.where(counts_BT, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
-        return jnp.stack([loss.nll, loss.count, jnp.sum(bytes_BT).astype(jnp.float32)])
+        return jnp.stack([loss.nll, loss.targets, jnp.sum(bytes_BT).astype(jnp.float32)])
 
     def evaluate(
         params: Any, batches: Iterable[dict[str, np.ndarray]], stop: Callable[[], bool] = lambda: False

@@ -14,7 +14,7 @@ class Loss(NamedTuple):
     objective: jax.Array  # what is minimized: smoothed cross entropy plus the z-loss
     nll: jax.Array  # negative log-likelihood in nats, without smoothing or z-loss
     z: jax.Array  # z-loss, already times its weight
-    count: jax.Array  # number of targets
+    targets: jax.Array  # how many there are
 
 
 def cross_entropy(
@@ -48,5 +48,5 @@ def cross_entropy(
         objective=jnp.sum(objective_BT * weights_BT),
         nll=jnp.sum(nll_BT * weights_BT),
         z=jnp.sum(z_BT * weights_BT),
-        count=jnp.sum(weights_BT),
+        targets=jnp.sum(weights_BT),
     )

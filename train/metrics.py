@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,7 @@ import jax.numpy as jnp
 
 from configs.convert import feed_forward_width, head_width, layer_windows, num_kv_heads, to_dict
 from configs.schema import Config, ConfigError
-
-
-class RunFolderError(RuntimeError):
-    """A file of the run that cannot be written or read; the message names it and the way out."""
+from train.run import write_atomically, writing
 
 
 class Writer(Protocol):
@@ -42,13 +39,14 @@ class JsonLines:
         self.kept: list[dict[str, Any]] = []
         with writing(path):
             if path.exists():
-                self.kept = [line for line in map(_parsed, path.read_bytes().splitlines()) if _until(line, step)]
+                lines = (_parsed(line) for line in path.read_bytes().splitlines())
+                self.kept = [line for line in lines if line is not None and line["step"] <= step]
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.kept))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         with writing(self.path):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps({"step": step, **{name: _valid(value) for name, value in metrics.items()}}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -118,8 +116,10 @@ class Terminal:
             self._bar.start()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        told = "  ".join(form(metrics[name]) for name, form in _TOLD.items() if name in metrics)
-        if "eval/loss" in metrics or metrics.get("train/anomaly"):
+        told = "  ".join(form.format(metrics[name]) for name, form in _TOLD.items() if name in metrics)
+        if metrics.get("train/anomaly"):
+            self.say(f"step {step}/{self._steps}  {told}  the update was skipped")
+        elif "eval/loss" in metrics:
             self.say(f"step {step}/{self._steps}  {told}")
         elif self._bar is not None:
             self._bar.update(self._task, description=told, completed=step)
@@ -143,14 +143,41 @@ class Terminal:
 
 
 _TOLD = {
-    "train/loss": lambda value: f"loss {value:.3f}",
-    "train/bits_per_byte": lambda value: f"{value:.3f} bits/byte",
-    "train/tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
-    "train/mfu": lambda value: f"MFU {value:.0%}",
-    "eval/loss": lambda value: f"held-out loss {value:.3f}",
-    "eval/bits_per_byte": lambda value: f"held-out {value:.3f} bits/byte",
-    "train/anomaly": lambda value: "update skipped" if value else "",
+    "train/loss": "loss {:.3f}",
+    "train/bits_per_byte": "{:.3f} bits/byte",
+    "train/tokens_per_second": "{:,.0f} tokens/s",
+    "train/mfu": "MFU {:.0%}",
+    "eval/loss": "held-out loss {:.3f}",
+    "eval/bits_per_byte": "held-out {:.3f} bits/byte",
 }
+
+
+class Pace:
+    """How fast training goes, between one call of `measure` and the next, less the pauses."""
+
+    def __init__(self, config: Config) -> None:
+        self._tokens_per_step = config.train.batch_size * config.data.length
+        self._share_per_token = train_flops_per_token(config) / (matmul_peak(config.model.dtype) * jax.process_count())
+        self._mark: tuple[int, float] | None = None
+
+    def measure(self, step: int) -> dict[str, float]:
+        """train/tokens_per_second and train/mfu since the last call; the first, after compiling, has none."""
+        mark, self._mark = self._mark, (step, time.perf_counter())
+        if mark is None or mark[0] == step:
+            return {}
+        tokens_per_second = (step - mark[0]) * self._tokens_per_step / (self._mark[1] - mark[1])
+        return {
+            "train/tokens_per_second": tokens_per_second,
+            "train/mfu": tokens_per_second * self._share_per_token,
+        }
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        began = time.perf_counter()
+        yield
+        if self._mark is not None:
+            self._mark = (self._mark[0], self._mark[1] + time.perf_counter() - began)
 
 
 def train_flops_per_token(config: Config) -> float:
@@ -191,33 +218,6 @@ def matmul_peak(dtype: str) -> float:
     return 2 * size**3 * repeats / best * (1 if on_cpu else jax.local_device_count())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: a reader, or a run after a kill, sees the old text or the new one.
-
-    Raises RunFolderError where it cannot be written.
-    """
-    with writing(path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-
-class writing:
-    """Context that turns an OSError into one clear RunFolderError about `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise RunFolderError(
-                f"The run folder cannot be written: {self._path}: {error.strerror or error}. "
-                "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
-            ) from error
-
-
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         return json.loads(line)
@@ -225,5 +225,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _until(line: dict[str, Any] | None, step: int) -> bool:
-    return line is not None and line["step"] <= step
+def _valid(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

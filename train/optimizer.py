@@ -103,7 +103,7 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     settings = config.optimizer
     check(config)
     rate = schedule(config)
-    chain = [_direction(config, params_shape)]
+    chain: list[Any] = [_direction(config, params_shape)]
     if settings.weight_decay:
         mask = None if settings.decay_mask == "all" else decay_mask(params_shape)
         chain.append(optax.add_decayed_weights(settings.weight_decay, mask))
@@ -164,9 +164,11 @@ def _direction(config: Config, params_shape: Params) -> optax.GradientTransforma
     if settings.name == "schedule_free":  # Defazio et al. 2024; Adam without its momentum
         return optax.scale_by_rms(beta2, epsilon, eps_in_sqrt=False, bias_correction=True)
     if settings.name == "adafactor":  # Shazeer and Stern 2018, with beta2 capped as in Zhai et al. 2021, section 3.4
-        scale = optax.scale_by_factored_rms(
-            decay_rate_fn=lambda step, power: jnp.minimum(1.0 - (step + 1.0) ** -power, beta2), min_dim_size_to_factor=32
-        )
+
+        def decay(step: Any, power: Any) -> jax.Array:
+            return jnp.minimum(1.0 - (step + 1.0) ** -power, beta2)
+
+        scale = optax.scale_by_factored_rms(decay_rate_fn=decay, min_dim_size_to_factor=32)
         return optax.chain(
             _per_matrix(optax.chain(scale, optax.clip_by_block_rms(1.0))), optax.ema(beta1, debias=False)
         )
@@ -189,7 +191,7 @@ def _muon(beta1: float, beta2: float, epsilon: float, params_shape: Params) -> o
 
     def scale(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         numbers = axes(path, x)
-        inputs, outputs = (math.prod(x.shape[i] for i in group) for group in numbers)
+        inputs, outputs = (math.prod(x.shape[i] for i in group) for group in numbers)  # type: ignore[union-attr]
         return x * (MUON_RMS * math.sqrt(max(inputs, outputs)))
 
     map_with_path = jax.tree_util.tree_map_with_path
@@ -223,7 +225,8 @@ def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         parts, weights = split(updates), split(params)
-        new, state = dict(parts), dict(state)
+        new: dict[str, Any] = dict(parts)
+        state = dict(state)
         new["outer"], state["outer"] = inner.update(parts["outer"], state["outer"], weights["outer"])
         if parts["layers"]:
             new["layers"], state["layers"] = jax.vmap(inner.update)(parts["layers"], state["layers"], weights["layers"])

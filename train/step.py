@@ -40,7 +40,9 @@ class TrainState:
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_state(module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+def init_state(
+    module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh
+) -> TrainState:
     """The state before the first step, computed in place on the devices of `mesh`; a function of train.seed."""
     state_fn = _state_fn(module, optimizer, config)
     shardings = state_shardings(module, optimizer, config, mesh)
@@ -107,21 +109,22 @@ def make_train_step(
         loss, grad_norm = sums.nll / count, optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda x, u: (x.astype(jnp.float32) + u).astype(x.dtype), state.params, updates)
-        updated = TrainState(state.step + 1, params, opt_state, _moving_average(config, state, params), state.loss_average)
+        ema = _moving_average(config, state, params)
+        updated = TrainState(state.step + 1, params, opt_state, ema, _loss_average(config, state, loss))
         anomaly = _is_anomaly(config, state, loss, grad_norm)
         metrics = {
             "train/loss": loss,
             "train/z_loss": sums.z / count,
             "train/grad_norm": grad_norm,
             "train/learning_rate": rate(state.step),
-            "train/tokens": sums.count,
+            "train/tokens": sums.targets,
             "train/anomaly": anomaly.astype(jnp.float32),
         }
         if byte_lengths_V is not None:
             bytes_BT = jnp.asarray(byte_lengths_V, jnp.float32)[batch["targets"]] * weights_BT
             metrics["train/bits_per_byte"] = sums.nll / np.log(2) / jnp.maximum(jnp.sum(bytes_BT), 1.0)
-        new_state = _keep_unless(anomaly, state, updated)
-        return dataclasses.replace(new_state, loss_average=_loss_average(config, state, loss)), metrics
+        kept = dataclasses.replace(_keep_unless(anomaly, state, updated), loss_average=updated.loss_average)
+        return kept, metrics
 
     return train_step
 
@@ -136,7 +139,9 @@ def jit_train_step(train_step: TrainStep, state_sharding: TrainState, batch_shar
     )
 
 
-def _state_fn(module: Any, optimizer: optax.GradientTransformation, config: Config) -> Callable[[jax.Array], TrainState]:
+def _state_fn(
+    module: Any, optimizer: optax.GradientTransformation, config: Config
+) -> Callable[[jax.Array], TrainState]:
     def state_fn(key: jax.Array) -> TrainState:
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
         params = module.init(key, tokens_BT)["params"]

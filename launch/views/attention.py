@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 _SUM_TOLERANCE = 1e-3
 _UNITS = 1000  # weights travel as whole thousandths: three decimals are more than an eye can tell apart
 _SIGNS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
+
+# For pictures made without a browser: vl-convert takes the first family that is installed for the whole text.
+_FONTS = "DejaVu Sans, sans-serif"
+_FONTS_CJK = "Noto Sans CJK SC, Noto Sans SC, PingFang SC, Microsoft YaHei, sans-serif"
 
 _MEANING = (
     "Each row of the heat map is softmax(QKᵀ/√d) for one token: the token’s query is compared with the key of itself "
@@ -44,37 +49,45 @@ def visible(token: str) -> str:
 
 
 def attention_page(
-    tokens: Sequence[str], weights_LNTS: np.ndarray, *, title: str, command: str, structure_svg: str
+    tokens: Sequence[str],
+    weights_LNTS: np.ndarray,
+    *,
+    title: str,
+    command: str,
+    structure_svg: str,
+    sinks: bool = False,
 ) -> str:
     """A self-contained HTML page on which hovering a token shows where each head looks.
 
     `tokens` are the T pieces of the text; `weights_LNTS` are float attention weights [L, N, T, T]; `title` names the
-    model and `command` is what made the page (both text); `structure_svg` is an SVG drawing, put in as it is.
+    model and `command` is what made the page (both text); `structure_svg` is an SVG drawing, put in as it is. With
+    `sinks` (config.model.attention_sinks) rows may sum to less than 1: the rest went to the head's sink.
     Raises ValueError if the weights are not those of causal attention over `tokens`.
     """
     layers, heads = weights_LNTS.shape[:2] if weights_LNTS.ndim == 4 else (0, 0)
-    chart = embed("attention", attention_chart(tokens, weights_LNTS))
+    chart = embed("attention", attention_chart(tokens, weights_LNTS, sinks=sinks))
     body = f"""<h1>{escape(title)}</h1>
 <p class="quiet">{layers} layers × {heads} heads over {len(tokens)} tokens. Click a small picture to pick its head;
 hover a token, or a cell of the heat map, to see where that token looks; hover on the right-hand side to see who looks
 there.</p>
 <pre>{escape("".join(tokens))}</pre>
 {chart}
-{attention_caption()}
+{attention_caption(sinks)}
 <p class="quiet">Made by <code>{escape(command)}</code></p>
 <h2>The network</h2>
 <div class="drawing">{structure_svg}</div>"""
     return page(title, body)
 
 
-def attention_caption() -> str:
+def attention_caption(sinks: bool = False) -> str:
     """HTML that says in plain words what is seen in the attention charts, and what is not."""
-    return f'<p>{escape(_MEANING)}</p>\n<p class="quiet">{escape(_CAVEAT)}</p>'
+    sink = " In this model each head also has a sink, which takes a share that is not drawn." if sinks else ""
+    return f'<p>{escape(_MEANING + sink)}</p>\n<p class="quiet">{escape(_CAVEAT)}</p>'
 
 
-def attention_chart(tokens: Sequence[str], weights_LNTS: np.ndarray) -> dict[str, Any]:
+def attention_chart(tokens: Sequence[str], weights_LNTS: np.ndarray, *, sinks: bool = False) -> dict[str, Any]:
     """The interactive chart as a Vega-Lite specification for `launch.views.page.embed`; see `attention_page`."""
-    _check(tokens, weights_LNTS)
+    _check(tokens, weights_LNTS, sinks)
     panels = _panels(tokens, weights_LNTS)
     # Side by side where the window has room, else one below the other. Vega lays out by a signal, for which
     # neither Altair nor Vega-Lite has a word, but Vega-Lite hands this one on.
@@ -86,7 +99,9 @@ def attention_chart(tokens: Sequence[str], weights_LNTS: np.ndarray) -> dict[str
     return spec
 
 
-def attention_png(tokens: Sequence[str], weights_LNTS: np.ndarray, *, title: str, scale: float = 2) -> bytes:
+def attention_png(
+    tokens: Sequence[str], weights_LNTS: np.ndarray, *, title: str, scale: float = 2, sinks: bool = False
+) -> bytes:
     """A PNG, `scale` pixels to the point: all heads, and one telling head as lines and as a heat map.
 
     The head is one that looks at particular tokens some way back; where one of its tokens looks is highlighted.
@@ -95,13 +110,14 @@ def attention_png(tokens: Sequence[str], weights_LNTS: np.ndarray, *, title: str
     import altair as alt
     import vl_convert
 
-    _check(tokens, weights_LNTS)
+    _check(tokens, weights_LNTS, sinks)
     layer, head = _telling_head(weights_LNTS)
     token = _telling_token(weights_LNTS[layer, head])
     spec = _concat(tokens, weights_LNTS, _panels(tokens, weights_LNTS), _selections((layer, head), token))
     spec["columns"] = 3
     spec["concat"][0]["title"] = "All heads"
     spec["background"] = "white"
+    spec["config"] = CHART_CONFIG | {"font": _FONTS_CJK if any(map(_wide, "".join(tokens))) else _FONTS}
     spec["padding"] = 20
     spec["title"] = alt.TitleParams(
         title, subtitle=f"orange: where {visible(tokens[token])} (token {token}) looks in layer {layer}, head {head}"
@@ -109,7 +125,7 @@ def attention_png(tokens: Sequence[str], weights_LNTS: np.ndarray, *, title: str
     return vl_convert.vegalite_to_png(spec, scale=scale)
 
 
-def _check(tokens: Sequence[str], weights_LNTS: np.ndarray) -> None:
+def _check(tokens: Sequence[str], weights_LNTS: np.ndarray, sinks: bool) -> None:
     shape = weights_LNTS.shape
     if len(shape) != 4 or shape[2:] != (len(tokens), len(tokens)) or 0 in shape:
         raise ValueError(
@@ -118,7 +134,8 @@ def _check(tokens: Sequence[str], weights_LNTS: np.ndarray) -> None:
         )
     if np.isnan(weights_LNTS).any() or weights_LNTS.min() < 0:
         raise ValueError("attention weights must be numbers of at least 0; take them after the softmax")
-    error_LNT = np.abs(weights_LNTS.sum(-1, dtype=np.float64) - 1)
+    error_LNT = weights_LNTS.sum(-1, dtype=np.float64) - 1
+    error_LNT = np.maximum(error_LNT, 0) if sinks else np.abs(error_LNT)
     if error_LNT.max() > _SUM_TOLERANCE:
         layer, head, query = np.unravel_index(error_LNT.argmax(), error_LNT.shape)
         raise ValueError(
@@ -385,9 +402,13 @@ def _font_size(step: float) -> float:
     return min(12, max(8, step * 0.85))
 
 
+def _wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
+
+
 def _label_width(tokens: Sequence[str], step: float) -> int:
     """Points that the longest token needs, within reason; a Chinese character is about twice as wide as a Latin one."""
-    wide = max(sum(1.0 if ord(character) > 0x2E80 else 0.62 for character in visible(token)) for token in tokens)
+    wide = max(sum(1.0 if _wide(character) else 0.62 for character in visible(token)) for token in tokens)
     return min(90, math.ceil(wide * _font_size(step)) + 4)
 
 

@@ -133,14 +133,14 @@ def _attention(canvas: _Canvas, x: float, config: Config) -> None:
     model, H = config.model, head_width(config)
     windows = set(layer_windows(config))
     seen = f"{model.window - 1} before it" if windows == {model.window} and model.window else "all before it"
-    mixed = f", or only {model.window - 1} in layers with the window" if len(windows) > 1 else ""
+    mixed = f", or {model.window - 1} in L layers" if len(windows) > 1 else ""
     steps: list[tuple[str, str, str]] = [("MatMul", "each query · each key", _MIX), ("Scale", f"÷ √{H}", _OTHER)]
     if model.attention_softcap:
         cap = f"{model.attention_softcap:g}"
         steps.append(("Soft-cap", f"{cap} · tanh(score / {cap})", _OTHER))
     if model.position == "alibi":
         steps.append(("ALiBi", "− slope of the head × distance", _OTHER))
-    steps.append(("Mask", f"a token sees itself and {seen}{mixed}", _OTHER))
+    steps.append(("Mask", f"sees {'' if mixed else 'itself and '}{seen}{mixed}", _OTHER))
     steps.append(("Softmax", "with a learned sink in each head" if model.attention_sinks else "over the keys", _SOFTMAX))
 
     rows = _rows(len(steps) + 3)

@@ -1,0 +1,37 @@
+"""What a network looks at while it reads a text, and what it expects next: numbers for the pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.decoder import Decoder
+from model.lens.record import record
+from train.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Look:
+    """The tokens of a text, T of them, and how much each attends to each, [L,N,T,T] float32."""
+
+    tokens: list[str]
+    weights_LNTS: np.ndarray
+
+    def rounded(self) -> list[Any]:
+        """The weights as nested lists, with the six digits that float32 softmax is good for."""
+        return np.round(self.weights_LNTS.astype(np.float64), 6).tolist()
+
+
+def look_at(module: Decoder, params: Any, tokenizer: Tokenizer, text: str) -> Look:
+    """Read `text` as the beginning of a document, after the end-of-text token, as in training."""
+    ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+    weights_LBNTS = record(module, params, np.array([ids], np.int32))["layers/attention/weights"]
+    return Look([tokenizer.token_text(id) for id in ids], np.asarray(weights_LBNTS[:, 0]))
+
+
+def count(params: Any) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,253 @@
+"""The one training loop, and the life of a run folder around it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from configs.schema import Config
+from model import build
+from model.sharding import batch_sharding, check_divisible, make_mesh, parameter_shapes
+from train.checkpoint import CheckpointError, Checkpoints
+from train.data.pipeline import held_out_batches, train_batches
+from train.evaluate import make_evaluate, put
+from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
+from train.optimizer import evaluation_params, make_optimizer
+from train.run import Run, RunFolderError, open_run, write_atomically
+from train.step import init_state, jit_train_step, make_train_step, state_shape
+
+Sampler = Callable[[Any, int], str]  # (params, step) -> text
+
+
+class TrainingError(RuntimeError):
+    """A run that stopped by itself; the message names the step, the batch and the checkpoint to return to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How `train` ended."""
+
+    step: int
+    finished: bool  # False if it was asked to stop before
+    evaluation: dict[str, float]  # the last one, with its `step`
+
+
+class Stop:
+    """Turns the first SIGTERM or Ctrl-C into a request that the run polls; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def install(self) -> None:
+        """Catches the signals from now on; does nothing outside of the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what asks politely asks more than once
+
+
+def train(
+    config: Config,
+    folder: Path,
+    command: str,
+    make_sampler: Callable[[Run], Sampler] | None = None,
+    stop: Stop | None = None,
+) -> Result:
+    """Trains, or goes on training, in the run folder; returns when all steps are done or a signal asked to stop.
+
+    `command` is what a person types to go on. `make_sampler` gets the run and makes the function that writes
+    the samples; what it returns must depend on its arguments alone. `stop`, if given, has been installed.
+
+    A run that was stopped or killed and goes on computes exactly what it would have computed otherwise.
+
+    Raises:
+      ConfigError: the config cannot be, or is not that of the run that is in the folder.
+      DataError: the text cannot be read, or is not that of the run.
+      TrainingError: an anomaly, with train.anomaly=stop.
+      CheckpointError, RunFolderError: something cannot be written or read.
+    """
+    if stop is None:
+        stop = Stop()
+        stop.install()
+    run = open_run(config, Path(folder))
+    trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
+    try:
+        result = trainer.go()
+    finally:
+        trainer.close()
+    if not result.finished:
+        print(f"Saved at step {result.step} of {run.config.train.steps}; to go on: {command}", file=sys.stderr)
+    return result
+
+
+class Trainer:
+    """What a run holds while it trains.
+
+    Step n is dispatched before the metrics of step n - 1 are read, so that the devices never wait for Python.
+    """
+
+    def __init__(self, run: Run, sampler: Sampler | None, stop: Stop) -> None:
+        config = self.config = run.config
+        self.run, self.sampler, self.stop = run, sampler, stop
+        self.mesh = make_mesh(config.mesh)
+        check_divisible(config, self.mesh)
+        module = build(config)
+        optimizer = make_optimizer(config, parameter_shapes(module))
+        like = state_shape(module, optimizer, config, self.mesh)
+        self.processes = (jax.process_index(), jax.process_count())
+        self.batches = train_batches(run.corpus, run.tokenizer, config, *self.processes)
+        self.checkpoints = Checkpoints(run.folder, config, run.tokenizer.to_json())
+
+        self.step = self.checkpoints.newest() or 0
+        if self.step:
+            self.state, data_state = self.checkpoints.restore(self.step, like)
+            self.batches.set_state(data_state)
+        else:
+            self.state = init_state(module, optimizer, config, self.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        train_step = make_train_step(module, optimizer, config, run.tokenizer.byte_lengths)
+        self.train_step = jit_train_step(train_step, shardings, batch_sharding(self.mesh))
+        self.evaluate = make_evaluate(module, run.tokenizer.byte_lengths, self.mesh)
+        self.pending: tuple[dict[str, jax.Array], dict[str, Any]] | None = None
+        self.pace = Pace(config)
+        self.open_writers()
+
+    def open_writers(self) -> None:
+        """metrics.jsonl and samples.jsonl as they were at this step, and everything else that is written to."""
+        folder = self.run.folder
+        self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
+        self.samples = JsonLines(folder / "samples.jsonl", self.step)
+        evaluations = [line for line in self.metrics.kept if "eval/loss" in line]
+        self.evaluation: dict[str, float] = evaluations[-1] if evaluations else {"step": -1}
+        self.sampled = self.samples.kept[-1]["step"] if self.samples.kept else -1
+        self.writers: list[Writer] = [self.metrics, TensorBoard(folder, self.step)]
+        if self.config.train.wandb:
+            self.writers.append(WeightsAndBiases(folder, self.config))
+        self.terminal = Terminal(self.config.train.steps, self.step)
+        self.writers.append(self.terminal)
+
+    def go(self) -> Result:
+        """Trains to the end, or until it is asked to stop."""
+        settings = self.config.train
+        with jax.set_mesh(self.mesh):
+            while True:
+                with self.pace.pause():
+                    if self.is_due(settings.eval_every):
+                        self.evaluate_once()
+                    if self.is_due(settings.sample_every):
+                        self.sample_once()
+                    stopped = self.stop()
+                    if stopped or self.is_due(settings.checkpoint_every):
+                        self.save()
+                if stopped or self.step == settings.steps:
+                    break
+                self.advance()
+        self.checkpoints.wait()
+        return Result(self.step, not stopped, self.evaluation)
+
+    def is_due(self, every: int) -> bool:
+        """Whether something is due now that is done every so many steps (0: never), and at the end."""
+        return self.step == self.config.train.steps or bool(every and self.step and self.step % every == 0)
+
+    def advance(self) -> None:
+        """Dispatches a step, then reads the metrics of the step before."""
+        data_state = self.batches.get_state()
+        batch = put(next(self.batches), self.mesh)
+        self.state, metrics = self.train_step(self.state, batch)
+        self.settle()
+        self.pending = (metrics, data_state)
+        self.step += 1
+        self.checkpoints.check()
+
+    def settle(self) -> None:
+        """Reads the metrics of the step that was dispatched last, if they have not been read."""
+        if self.pending is None:
+            return
+        (metrics, data_state), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        step = self.step  # of `advance`, which has not counted its own step yet, or of what is done between steps
+        if values["train/anomaly"] and self.config.train.anomaly == "stop":
+            raise TrainingError(self.tell_anomaly(step, values, data_state))
+        logs = step == 1 or step % self.config.train.log_every == 0 or step == self.config.train.steps
+        if logs or values["train/anomaly"]:
+            self.write(step, {**values, **self.pace.measure(step)})
+
+    def evaluate_once(self) -> None:
+        """Evaluates and logs, unless that is in metrics.jsonl already; gives up when asked to stop."""
+        self.settle()
+        if self.evaluation["step"] == self.step:
+            return
+        batches = held_out_batches(self.run.corpus, self.run.tokenizer, self.config, *self.processes)
+        some = itertools.islice(batches, self.config.train.eval_batches or None)
+        values = self.evaluate(evaluation_params(self.config, self.state), some, self.stop)
+        if values is not None and values["eval/tokens"]:
+            self.evaluation = {"step": self.step, **values}
+            self.write(self.step, values)
+
+    def sample_once(self) -> None:
+        """Writes a sample, unless it is in samples.jsonl already."""
+        self.settle()
+        if self.sampler is None or self.sampled == self.step or self.stop():
+            return
+        text = self.sampler(evaluation_params(self.config, self.state), self.step)
+        self.sampled = self.step
+        prompt = self.config.train.sample_prompt
+        self.samples.write(self.step, {"prompt": prompt, "text": text})
+        self.terminal.say(f"sample at step {self.step}: {prompt}{text}")
+
+    def save(self) -> None:
+        """Starts to save, unless a checkpoint of this step is there already."""
+        self.settle()
+        if self.checkpoints.newest() == self.step:
+            return
+        evaluated = self.evaluation["step"] == self.step
+        bits_per_byte = self.evaluation["eval/bits_per_byte"] if evaluated else None
+        self.checkpoints.save(self.state, self.step, self.batches.get_state(), bits_per_byte)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for writer in self.writers:
+            writer.write(step, values)
+
+    def tell_anomaly(self, step: int, values: dict[str, float], data_state: dict[str, Any]) -> str:
+        """Writes anomaly.json, and says what happened and where to return to."""
+        batch, seed = step - 1, self.config.train.seed
+        details = {"step": step, "batch": batch, "seed": seed, "data_state": data_state}
+        details.update({name: repr(value) for name, value in values.items()})  # NaN is not JSON
+        path = self.run.folder / "anomaly.json"
+        write_atomically(path, json.dumps(details, indent=2))
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest()
+        return (
+            f"Stopped at step {step}: the loss is {values['train/loss']:g} (on average "
+            f"{float(self.state.loss_average):g}), the gradient norm {values['train/grad_norm']:g}. "
+            f"This was batch {batch} of seed {seed}; {path} has the details and the place in the data. "
+            + (f"Return to {self.run.folder}@{newest}: " if newest else "There is no checkpoint yet: start again ")
+            + "with --train.anomaly=skip, which goes on without such an update, or with a lower "
+            "--optimizer.learning_rate in a new run."
+        )
+
+    def close(self) -> None:
+        """Ends bar, files and threads; `go` has reported what could not be written."""
+        for writer in (*reversed(self.writers), self.samples):
+            with contextlib.suppress(RunFolderError):
+                writer.close()
+        with contextlib.suppress(CheckpointError):
+            self.checkpoints.close()

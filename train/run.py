@@ -1,0 +1,108 @@
+"""The run folder: made, found again, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.convert import differences, from_dict, to_dict
+from configs.schema import Config, ConfigError
+
+if TYPE_CHECKING:
+    from train.data.sections import Corpus
+    from train.data.tokenizer import Tokenizer
+
+# What may change when a run goes on, because it does not change what is computed (or only after an anomaly).
+MAY_CHANGE = (
+    "mesh.", "data.prefetch", "data.directory", "train.keep", "train.wandb", "train.anomaly", "train.spike_factor",
+)  # fmt: skip
+
+
+class RunFolderError(RuntimeError):
+    """A file of the run that cannot be written or read; the message names it and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder, made or found again, and what it was made from."""
+
+    config: Config  # with the vocabulary's real size
+    folder: Path
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+
+def open_run(config: Config, folder: Path) -> Run:
+    """Finds the run in `folder`, if it is that of `config` and its text is still the same, or makes one there.
+
+    Raises ConfigError with the differences if it is that of another config; DataError if the text is another.
+    """
+    from train.data.sections import check_unchanged
+    from train.data.sources import open_corpus
+    from train.data.tokenizer import Tokenizer, make_tokenizer
+
+    corpus = open_corpus(config.data)
+    if not (folder / "config.json").exists():
+        tokenizer = make_tokenizer(config.tokenizer, corpus)
+        asked, config = config, _with_vocabulary(config, tokenizer.size)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        origin = {"corpus": corpus.record(), "vocab_size": asked.tokenizer.vocab_size}
+        write_atomically(folder / "data.json", json.dumps(origin))
+        write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+    else:
+        saved, origin = (_read_json(folder / name) for name in ("config.json", "data.json"))
+        saved = from_dict(saved)
+        if config.tokenizer.source != "bpe" or config.tokenizer.vocab_size == origin["vocab_size"]:
+            config = _with_vocabulary(config, saved.tokenizer.vocab_size)
+        changed = [line for line in differences(config, saved) if not line.startswith(MAY_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"The run in {folder} has another config; give it this one, or choose another folder with --run:\n  "
+                + "\n  ".join(changed)
+            )
+        check_unchanged(corpus, origin["corpus"])
+        tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8"), str(folder / "tokenizer.json"))
+    write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=2))
+    return Run(config, folder, corpus, tokenizer)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader, or a run after a kill, sees the old text or the new one.
+
+    Raises RunFolderError where it cannot be written.
+    """
+    with writing(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+class writing:
+    """Context that turns an OSError into one clear RunFolderError about `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise RunFolderError(
+                f"The run folder cannot be written: {self._path}: {error.strerror or error}. "
+                "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
+            ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}. Start a new run with --run.") from error
+
+
+def _with_vocabulary(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=size))
