@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from configs.convert import check, from_dict, leaves, override
+from configs.convert import check, from_dict, leaves, override, to_dict
 from configs.presets import PRESETS, preset
 from configs.schema import Config, ConfigError
 
@@ -68,7 +67,6 @@ def resolve() -> Config:
     return check(override(Config(), values))
 
 
-def fail(error: Exception) -> int:
-    """Say on stderr what is wrong with the flags; the exit status for that, 2."""
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
-    return 2
+def to_json(config: Config) -> str:
+    """The config as it is saved and printed."""
+    return json.dumps(to_dict(config), indent=2)

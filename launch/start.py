@@ -34,7 +34,8 @@ def program(
     """
     from train.checkpoint import CheckpointError
     from train.data.sources import DataError
-    from train.loop import TrainError
+    from train.loop import TrainingError
+    from train.run import RunFolderError
 
     before = set(flags.FLAGS)
     try:
@@ -49,7 +50,7 @@ def program(
     except (flags.Error, ConfigError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
-    except (CheckpointError, DataError, TrainError, OSError) as error:
+    except (CheckpointError, DataError, RunFolderError, TrainingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

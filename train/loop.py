@@ -50,6 +50,7 @@ class Stop:
         self.requested = False
 
     def __call__(self) -> bool:
+        """Whether the run was asked to stop."""
         return self.requested
 
     def install(self) -> None:
@@ -223,6 +224,7 @@ class Trainer:
         self.checkpoints.save(self.state, self.step, self.batches.get_state(), bits_per_byte)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """To everything that is written to."""
         for writer in self.writers:
             writer.write(step, values)
 

@@ -23,8 +23,13 @@ from train.run import write_atomically, writing
 class Writer(Protocol):
     """Somewhere that metrics go."""
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics after `step` steps."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left, and ends."""
+        ...
 
 
 class JsonLines:
@@ -45,11 +50,14 @@ class JsonLines:
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        line = {"step": step, **{name: _valid(value) for name, value in metrics.items()}}
         with writing(self.path):
-            self._file.write(json.dumps({"step": step, **{name: _valid(value) for name, value in metrics.items()}}) + "\n")
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         with writing(self.path):
             self._file.close()
 
@@ -64,10 +72,12 @@ class TensorBoard:
             self._writer = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a point to each metric's curve."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Writes what is queued."""
         self._writer.close()
 
 
@@ -90,9 +100,11 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics."""
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
+        """Sends what is queued."""
         self._run.finish()
 
 
@@ -116,6 +128,7 @@ class Terminal:
             self._bar.start()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Moves the bar, or prints a line."""
         told = "  ".join(form.format(metrics[name]) for name, form in _TOLD.items() if name in metrics)
         if metrics.get("train/anomaly"):
             self.say(f"step {step}/{self._steps}  {told}  the update was skipped")
@@ -131,6 +144,7 @@ class Terminal:
         self._console.print(text, markup=False)
 
     def close(self) -> None:
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
 

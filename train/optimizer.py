@@ -38,6 +38,7 @@ class Parameter:
 
     @property
     def is_matrix(self) -> bool:
+        """Whether it multiplies (or is looked up like a matrix), rather than shifts or scales."""
         return self.kind in ("kernel", "embedding")
 
 
@@ -225,13 +226,14 @@ def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         parts, weights = split(updates), split(params)
-        new: dict[str, Any] = dict(parts)
-        state = dict(state)
-        new["outer"], state["outer"] = inner.update(parts["outer"], state["outer"], weights["outer"])
+        merged, new_state = {}, dict(state)
+        outer: Any
+        outer, new_state["outer"] = inner.update(parts["outer"], state["outer"], weights["outer"])
+        merged.update(outer)
         if parts["layers"]:
-            new["layers"], state["layers"] = jax.vmap(inner.update)(parts["layers"], state["layers"], weights["layers"])
-        merged = {**new["outer"], **({"layers": new["layers"]} if parts["layers"] else {})}
-        return jax.tree.map(lambda x, like: x.reshape(like.shape), merged, updates), state
+            update_layers = jax.vmap(inner.update)
+            merged["layers"], new_state["layers"] = update_layers(parts["layers"], state["layers"], weights["layers"])
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), merged, updates), new_state
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 

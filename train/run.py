@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,20 +83,16 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
-class writing:
-    """Context that turns an OSError into one clear RunFolderError about `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise RunFolderError(
-                f"The run folder cannot be written: {self._path}: {error.strerror or error}. "
-                "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
-            ) from error
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into one clear RunFolderError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"The run folder cannot be written: {path}: {error.strerror or error}. "
+            "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

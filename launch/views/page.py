@@ -137,4 +137,4 @@ def _bundle() -> str:
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return vl_convert.javascript_bundle(vl_version=version).replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle(snippet=None, vl_version=version).replace("</script", "<\\/script")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.views.attention import attention_caption, attention_chart, visible
+from launch.views.attention import attention_caption, attention_chart
+from launch.views.attention_panels import visible
 from launch.views.page import BLUE, CHART_CONFIG, ORANGE, embed, escape, page
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _headline(report: Report) -> str:
         facts.append(("main", words, f"{abs(share):.0%}"))
     facts += [("", fact, value) for fact, value in report.facts]
     cards = "".join(
-        f'<div class="fact {kind}"><b>{escape(value)}</b><span>{escape(fact)}</span></div>' for kind, fact, value in facts
+        f'<div class="fact {kind}"><b>{escape(value)}</b><span>{escape(fact)}</span></div>'
+        for kind, fact, value in facts
     )
     return f'<div class="facts">{cards}</div>'
 

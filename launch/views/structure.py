@@ -141,7 +141,8 @@ def _attention(canvas: _Canvas, x: float, config: Config) -> None:
     if model.position == "alibi":
         steps.append(("ALiBi", "− slope of the head × distance", _OTHER))
     steps.append(("Mask", f"sees {'' if mixed else 'itself and '}{seen}{mixed}", _OTHER))
-    steps.append(("Softmax", "with a learned sink in each head" if model.attention_sinks else "over the keys", _SOFTMAX))
+    over = "over the keys and a learned sink" if model.attention_sinks else "over the keys"
+    steps.append(("Softmax", over, _SOFTMAX))
 
     rows = _rows(len(steps) + 3)
     left, right, width = x - 36, x + 114, 204
@@ -162,7 +163,8 @@ def _attention(canvas: _Canvas, x: float, config: Config) -> None:
 
 
 def _multi_head(canvas: _Canvas, x: float, config: Config) -> None:
-    model, D, N, K, H = config.model, config.model.width, config.model.num_heads, num_kv_heads(config), head_width(config)
+    model, D, H = config.model, config.model.width, head_width(config)
+    N, K = model.num_heads, num_kv_heads(config)
     turned: list[tuple[str, str, str]] = []
     if model.qk_norm:
         turned.append(("RMS norm", "of each head", _NORM))
@@ -212,9 +214,8 @@ def _heads(canvas: _Canvas, x: float, y: float, N: int, K: int) -> None:
         colour = _GROUPS[head * K // N % len(_GROUPS)]
         canvas.rectangle(left + head * slot + (slot - side) / 2, y - 18, side, min(side, 14), colour, "none", 2)
     for head in range(K):
-        width = N // K * slot
-        inner = width - slot + side
-        canvas.rectangle(left + head * width + (width - inner) / 2, y + 2, inner, 10, _GROUPS[head % len(_GROUPS)], "none", 2)
+        width, colour = N // K * slot, _GROUPS[head % len(_GROUPS)]
+        canvas.rectangle(left + head * width + (slot - side) / 2, y + 2, width - slot + side, 10, colour, "none", 2)
     shared = "each with its own key and value" if N == K else f"{N // K} to each of {K} keys and values"
     if K == 1 < N:
         shared = "all with one key and value"
@@ -305,9 +306,8 @@ def _stack(canvas: _Canvas, x: float, config: Config) -> None:
     canvas.shape(x, (rows[output + 1] + rows[output + 2]) / 2, "T", V)
     canvas.shape(x, rows[-1] + 4, "T", f"{V} probabilities")
     if model.tied_embeddings:
-        canvas.line(
-            (x - 100, rows[1]), (x - 124, rows[1]), (x - 124, rows[output + 1]), (x - 100, rows[output + 1]), dashed=True
-        )
+        top, side = rows[output + 1], x - 124
+        canvas.line((x - 100, rows[1]), (side, rows[1]), (side, top), (x - 100, top), dashed=True)
 
 
 def _block_rows(config: Config) -> list[tuple[str, str, str]]:

@@ -10,12 +10,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from logging import ERROR, NOTSET, getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.download import downloader
 
 from configs import schema
 from train.data import stdlib
@@ -178,14 +180,19 @@ def _prepared(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS off stdout, which belongs to the program, and keeps it from warning about what is meant."""
-    verbosity = logging.get_verbosity()
+    """Keeps TFDS off stdout, which belongs to the program, from warnings about what is meant, and from retrying a
+    download for minutes where there is no network."""
+    verbosity, retries, urllib3 = logging.get_verbosity(), downloader.MAX_RETRIES, getLogger("urllib3")
     logging.set_verbosity(logging.ERROR)
+    urllib3.setLevel(ERROR)
+    downloader.MAX_RETRIES = 4
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(verbosity)
+        urllib3.setLevel(NOTSET)
+        downloader.MAX_RETRIES = retries
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,121 @@
+"""What a finished run shows: samples on the terminal, and report.html."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any, TextIO
+
+from configs.convert import to_dict
+from launch.views.look import count, look_at
+from launch.views.report import Report, report_page
+from launch.views.structure import structure_svg
+from launch.views.terminal import Console
+from model import build
+from model.generate import Sampling
+from train.baselines import baselines
+from train.checkpoint import restore_params
+from train.data.pipeline import held_out_batches, padding_efficiency, train_batches
+from train.run import Run, write_atomically
+from train.writing import Sample, write
+
+NUM_SAMPLES = 3
+TABLE_PROMPTS = 2
+TABLE_TOKENS = 12
+LOOK_CHARACTERS = 120  # Of held-out text in the attention picture: about 40 tokens, which is what fits on a screen.
+
+
+def write_report(run: Run, command: str, terminal: TextIO) -> Path:
+    """Print samples of the finished run on `terminal` and write its report.html, whose path is returned."""
+    restored = restore_params(run.folder)
+    module, params, tokenizer, config = build(run.config), restored.params, run.tokenizer, run.config
+
+    prompts = [config.train.sample_prompt] * NUM_SAMPLES
+    console = Console(terminal, table=0, prompts=prompts)
+    write(
+        module, params, tokenizer, prompts, Sampling(temperature=0.8), max_tokens=96,
+        seeds=range(NUM_SAMPLES), on_token=console.on_token,
+    )  # fmt: skip
+    console.close()
+
+    metrics = _lines(run.folder / "metrics.jsonl")
+    held_out_text = _held_out_sentence(run)
+    tables = write(
+        module, params, tokenizer, [config.train.sample_prompt, held_out_text][:TABLE_PROMPTS],
+        Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=range(TABLE_PROMPTS), top=5,
+    )  # fmt: skip
+    look = look_at(module, params, tokenizer, held_out_text)
+    evaluations = [line for line in metrics if "eval/bits_per_byte" in line]
+    report = Report(
+        config=to_dict(config),
+        command=command,
+        data=run.corpus.description,
+        metrics=metrics,
+        samples=_lines(run.folder / "samples.jsonl"),
+        baselines=_baselines(run),
+        bits_per_byte=evaluations[-1]["eval/bits_per_byte"],
+        tables=[sample.to_dict() for sample in tables],
+        attention_tokens=look.tokens,
+        attention_weights_LNTS=look.weights_LNTS,
+        structure_svg=structure_svg(config, count(params)),
+        facts=_facts(run, metrics, count(params)),
+    )
+    _tell(report, terminal)
+    path = run.folder / "report.html"
+    write_atomically(path, report_page(report))
+    return path
+
+
+def _tell(report: Report, terminal: TextIO) -> None:
+    """The run's bits per byte beside those of the baselines."""
+    print("\nbits per byte of held-out text (less is better):", file=terminal)
+    rows = {**report.baselines, "this run": report.bits_per_byte}
+    for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
+        print(f"  {name:<10} {bits:.3f}", file=terminal)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _baselines(run: Run) -> dict[str, float]:
+    """Of baselines.json; computed once, since they depend on the text and the tokens only."""
+    path = run.folder / "baselines.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(baselines(run.corpus, run.tokenizer)))
+    return json.loads(path.read_text("utf-8"))
+
+
+def _held_out_sentence(run: Run) -> str:
+    """The beginning of the first held-out section that is long enough, cut at a space."""
+    sections = run.corpus.held_out
+    texts = (sections[index].text.strip() for index in range(len(sections)))
+    text = next((text for text in texts if len(text) > LOOK_CHARACTERS), sections[0].text)
+    return text[:LOOK_CHARACTERS].rsplit(" ", 1)[0]
+
+
+def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list[tuple[str, str]]:
+    """What the headline says besides bits per byte."""
+
+    def median(name: str) -> float:
+        return statistics.median([line[name] for line in metrics if name in line] or [0.0])
+
+    config = run.config
+    batches = train_batches(run.corpus, run.tokenizer, config)
+    train_share = padding_efficiency(next(batches))
+    batches.close()
+    held_out = list(itertools.islice(held_out_batches(run.corpus, run.tokenizer, config), 50))
+    held_out_share = statistics.mean(padding_efficiency(batch) for batch in held_out)
+    tokens_per_second = median("train/tokens_per_second")
+    tokens = config.train.steps * config.train.batch_size * config.data.length
+    seconds = tokens / tokens_per_second if tokens_per_second else 0.0
+    return [
+        ("parameters", f"{num_parameters / 1e6:.2f} M"),
+        ("tokens read", f"{tokens / 1e6:.2f} M"),
+        ("time in training steps", f"{seconds:.0f} s"),
+        ("tokens/s", f"{tokens_per_second:,.0f}"),
+        ("of the matmul peak (MFU)", f"{median('train/mfu'):.0%}"),
+        ("of a batch is text, the rest padding", f"{train_share:.1%} training, {held_out_share:.1%} held out"),
+    ]

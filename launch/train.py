@@ -1,0 +1,79 @@
+"""Train a network, show what it learnt, and write a report.
+
+  uv run -m launch.train                                   the quickstart: minutes on a laptop, no download
+  uv run -m launch.train --config=smoke --run=runs/try     another preset, another folder
+  uv run -m launch.train --model.num_heads=4 --optimizer.learning_rate=3e-4 --run=runs/four_heads
+
+The same command goes on with a run that was stopped. Ctrl-C or SIGTERM saves first.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from configs import flags as config_flags
+from launch import start
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+FLAGS = flags.FLAGS
+
+
+def define(argv: Sequence[str]) -> None:
+    """The flags of this program: the run folder, and every setting of a run."""
+    flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
+    config_flags.define(argv)
+
+
+def run() -> None:
+    """Train to the end of the config, or until a signal asks to stop; then samples and the report."""
+    config = config_flags.resolve()
+    if FLAGS.print_config:
+        print(config_flags.to_json(config))
+        return
+    start.prepare_jax()
+    from train.loop import train
+
+    folder = pathlib.Path(FLAGS.run or f"runs/{config.name}")
+    command = shlex.join(["uv", "run", "-m", "launch.train", *sys.argv[1:]])
+    runs: list[Run] = []
+
+    def make_sampler(run: Run) -> Any:
+        runs.append(run)
+        return sampler(run)
+
+    result = train(config, folder, command, make_sampler)
+    if result.finished:
+        from launch.report import write_report
+
+        report = write_report(runs[0], command, sys.stdout)
+        print(f"\nreport: {report}")
+
+
+def sampler(run: Run) -> Any:
+    """Writes the samples that are taken while training: a function of (parameters, step)."""
+    from model import build
+    from model.generate import Sampling
+    from train.writing import write
+
+    module, settings = build(run.config), run.config.train
+
+    def sample(params: Any, step: int) -> str:
+        samples = write(
+            module, params, run.tokenizer, [settings.sample_prompt], Sampling(temperature=0.8),
+            max_tokens=settings.sample_tokens, seeds=[step],
+        )  # fmt: skip
+        return samples[0].text
+
+    return sample
+
+
+if __name__ == "__main__":
+    start.program("launch.train", __doc__ or "", run, define, sys.argv)
