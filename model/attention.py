@@ -63,7 +63,9 @@ class Attention(nn.Module):
         if kernels.choose(config) == "fused" and not recording(self):
             read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS)
         else:
-            sinks_N = self.param("sinks", nn.initializers.zeros, (N,)) if model.attention_sinks else None
+            sinks_N = None
+            if model.attention_sinks:
+                sinks_N = self.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
             read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
                 query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
                 softcap=model.attention_softcap, sinks_N=sinks_N,

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import num_kv_heads
+from configs.convert import feed_forward_width, num_kv_heads
 from configs.schema import Config, ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -96,6 +96,7 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
          ("data", "fsdp")),
         (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
         (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
+        (f"--model.feed_forward_width: {feed_forward_width(config)}", feed_forward_width(config), ("tensor",)),
         (f"--tokenizer.vocab_size={config.tokenizer.vocab_size}", config.tokenizer.vocab_size, ("tensor",)),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
     ):  # fmt: skip

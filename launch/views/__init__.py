@@ -1,0 +1,1 @@
+"""Charts, drawings and pages: numbers in, HTML, SVG and PNG out."""

@@ -260,7 +260,7 @@ def _heat_map(cells: alt.Chart, tokens: Sequence[str], step: float) -> dict[str,
         alt.layer(heat, row, column),
         width=side,
         height=side,
-        title=alt.TitleParams(alt.expr(named), subtitle="each row sums to 1; shade: square root of the weight"),
+        title=alt.TitleParams(alt.expr(named), subtitle="one row a query; shade: square root of the weight"),
     )
 
 

@@ -73,8 +73,8 @@ summary h2 { display: inline; color: var(--ink); }
 .chart, .drawing { overflow-x: auto; margin: 14px 0; }
 .chart svg { display: block; overflow: visible; }
 .drawing svg { display: block; max-width: 100%; min-width: 900px; height: auto; border-radius: 10px; }
-.vega-embed.has-actions { padding-right: 0; } div.chart.vega-embed { display: block; } .vega-embed details { margin: 0; opacity: .4; }
-.vega-embed summary { color: #1c2024; } .vega-embed summary svg { margin: 0; }
+div.chart.vega-embed { display: block; padding-right: 0; }
+.vega-embed details { margin: 0; opacity: .4; } .vega-embed summary { color: #1c2024; }
 #vg-tooltip-element.vg-tooltip { font: 13px/1.4 system-ui, sans-serif; background: var(--ground); color: var(--ink);
       border: 1px solid var(--line); }
 #vg-tooltip-element table tr td.key { color: var(--quiet); }
@@ -137,4 +137,4 @@ def _bundle() -> str:
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return vl_convert.javascript_bundle(snippet=None, vl_version=version).replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version).replace("</script", "<\\/script")

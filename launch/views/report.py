@@ -33,7 +33,8 @@ table.samples pre { margin: 0; border: 0; background: none; padding: 0; } table.
 .card h3 { margin: 0 0 6px; font: 600 14px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 .card h3 span { float: right; font: 12px system-ui, sans-serif; color: var(--quiet); }
 .row { display: grid; grid-template-columns: 76px 1fr 40px; gap: 6px; align-items: center; font-size: 12px; }
-.row code { background: none; padding: 0; font-size: 12px; white-space: pre; overflow: hidden; text-overflow: ellipsis; }
+.row code { background: none; padding: 0; font-size: 12px; white-space: pre; overflow: hidden;
+  text-overflow: ellipsis; }
 .row .bar { height: 9px; border-radius: 2px; background: var(--blue); min-width: 1px; }
 .row.chosen .bar { background: var(--orange); } .row.chosen code { font-weight: 700; }
 .row .share { text-align: right; color: var(--quiet); font-variant-numeric: tabular-nums; }
@@ -53,7 +54,7 @@ class Report:
     bits_per_byte: float  # the model's own, at the end
     tables: Sequence[Mapping[str, Any]]  # {"prompt", "tokens": [{"text", "logprob", "top": [{"text", "logprob"}]}]}
     attention_tokens: Sequence[str]
-    attention_weights_LNTS: np.ndarray
+    attention_weights_LNTS: np.ndarray  # float32, T = S
     structure_svg: str
     facts: Sequence[tuple[str, str]]  # (name, value) such as ("parameters", "4.1 M")
 
@@ -64,6 +65,7 @@ def report_page(report: Report) -> str:
     Raises ValueError if the attention weights are not those of causal attention over the tokens.
     """
     name = str(report.config.get("name", "run"))
+    config = json.dumps(report.config, indent=2, ensure_ascii=False)
     sections = [
         f'<h1>{escape(name)}</h1>\n<p class="quiet">{escape(report.data)}</p>',
         _headline(report),
@@ -73,7 +75,7 @@ def report_page(report: Report) -> str:
         _attention(report),
         f'<h2>The network</h2>\n<div class="drawing">{report.structure_svg}</div>',
         f"<h2>How to make it again</h2>\n<pre>{escape(report.command)}</pre>",
-        f"<details><summary>The resolved config</summary><pre>{escape(json.dumps(report.config, indent=2))}</pre></details>",
+        f"<details><summary>The resolved config</summary><pre>{escape(config)}</pre></details>",
     ]
     return page(f"{name}: report", "\n".join(sections), _STYLE)
 
@@ -105,7 +107,7 @@ def _learning(report: Report) -> str:
         ("train/learning_rate", "Learning rate"),
         ("train/grad_norm", "Gradient norm"),
         ("train/tokens_per_second", "Tokens per second"),
-        ("train/mfu", "Share of the machine’s peak (MFU)"),
+        ("train/mfu", "Share of peak (MFU)"),
     ):
         if rows := _series(report.metrics, {metric: "training"}):
             small.append(embed(f"small-{metric.rpartition('/')[2]}", _small(title, rows)))

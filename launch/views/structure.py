@@ -172,7 +172,7 @@ def _multi_head(canvas: _Canvas, x: float, config: Config) -> None:
         turned.append(("RoPE", f"base {model.rope_base:,.0f}", _OTHER))
 
     rows = _rows(len(turned) + 7)
-    columns = (x - 97, x, x + 97)
+    columns = (x - 100, x - 4, x + 92)
     middle = (rows[-5] + rows[-4]) / 2
     bias = _bias(config)
     canvas.text(x, rows[0] + 18, f"T × {D}", size=12)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import importlib
 import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from logging import ERROR, NOTSET, getLogger
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class WholeDocuments:
     def hold_out(self, share: float, source: str) -> tuple[WholeDocuments, WholeDocuments]:
         """Divides the documents into (all others, the last ones)."""
         # Only splits of hundreds of megabytes are read like this: there are documents enough.
-        count = max(1, round(share * len(self)))
+        count = min(max(1, round(share * len(self))), len(self) - 1)
         train, held_out = self._numbers[:-count], self._numbers[-count:]
         return WholeDocuments(self._source, self._field, train), WholeDocuments(self._source, self._field, held_out)
 
@@ -94,14 +96,11 @@ def open_stdlib(config: schema.Data, progress: Progress) -> Corpus:
         builder = _prepared(make, config.source)
     finally:
         tfds.enable_progress_bar()
-    train, held_out = (
-        CutDocuments(source, "text", _index(source, "text", config.section_bytes))
-        for source in builder.as_data_source(split=["train", "held_out"])
-    )
+    train, held_out = (_sections(builder, split, replace(config, field="text")) for split in ("train", "held_out"))
     return Corpus(train, held_out, library.fingerprint(), f"the standard library of {stdlib.interpreter()}")
 
 
-def open_tfds(config: schema.Data, name: str, progress: Progress) -> Corpus:
+def open_tfds(config: schema.Data, name: str) -> Corpus:
     """A TFDS dataset by `NAME[/CONFIG][:SPLIT]`, from `data.directory`, or prepared there as array_record.
 
     SPLIT (`train` if not given) may be any expression of TFDS, such as `train[:10%]`. Held out is a split of one of the
@@ -123,8 +122,8 @@ def open_tfds(config: schema.Data, name: str, progress: Progress) -> Corpus:
             f"TensorFlow to read: move that away, or prepare it elsewhere with --data.directory; "
             f"by hand it is tfds build {name} --file_format=array_record"
         )
-    _check_field(info.features, config)
     split = split or "train"
+    _check_field(info.features, config)
     train = _sections(builder, split, config)
     mentioned = re.findall(r"\w+", split)
     others = [other for other in HELD_OUT_SPLITS if other in info.splits and not {other, "all"} & set(mentioned)]
@@ -140,6 +139,10 @@ def open_tfds(config: schema.Data, name: str, progress: Progress) -> Corpus:
 
 
 def _builder(name: str, config: schema.Data) -> tfds.core.DatasetBuilder:
+    for group in ("text", "translate", "summarization", "question_answering", "text_simplification"):
+        # Of its older datasets TFDS imports the groups one by one, and without TensorFlow fails before these.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"tensorflow_datasets.{group}")
     try:
         return tfds.builder(name, data_dir=config.directory or None, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
@@ -170,6 +173,13 @@ def _prepared(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds
                     builder.download_and_prepare(download_config=download, file_format="array_record")
         except DataError:
             raise
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0].replace("_", "-")
+            raise DataError(
+                f"--data.source={source} cannot be prepared: its own code needs {package}, which is not installed "
+                f"(reading what is prepared does not need it); pip install {package}, or prepare it where that is, with "
+                f"tfds build --file_format=array_record, and name the folder with --data.directory"
+            ) from error
         except Exception as error:  # downloads and datasets' own code can fail in any way
             raise DataError(
                 f"--data.source={source} cannot be prepared in {folder} ({_one_line(error)}); --data.directory names "
@@ -182,7 +192,8 @@ def _prepared(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds
 def _quiet() -> Iterator[None]:
     """Keeps TFDS off stdout, which belongs to the program, from warnings about what is meant, and from retrying a
     download for minutes where there is no network."""
-    verbosity, retries, urllib3 = logging.get_verbosity(), downloader.MAX_RETRIES, getLogger("urllib3")
+    urllib3 = getLogger("urllib3")
+    verbosity, level, retries = logging.get_verbosity(), urllib3.level, downloader.MAX_RETRIES
     logging.set_verbosity(logging.ERROR)
     urllib3.setLevel(ERROR)
     downloader.MAX_RETRIES = 4
@@ -191,7 +202,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        urllib3.setLevel(NOTSET)
+        urllib3.setLevel(level)
         downloader.MAX_RETRIES = retries
 
 
@@ -203,7 +214,7 @@ def _one_line(error: Exception) -> str:
 def _sections(builder: tfds.core.DatasetBuilder, split: str, config: schema.Data) -> WholeDocuments | CutDocuments:
     info = builder.info
     try:
-        source = builder.as_data_source(split=split)
+        source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] (TFDS hides the arguments in a decorator)
     except ValueError as error:
         raise DataError(
             f"--data.source={config.source}: no split {split} ({_one_line(error)}); it has {', '.join(info.splits)}"

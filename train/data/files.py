@@ -167,11 +167,10 @@ def _scan(pattern: str, progress: Progress) -> Iterator[_Scan]:
 
     for path in paths:
         try:
-            file = open(path, "rb")
+            with open(path, "rb") as file:
+                yield _Scan(path, file, report)
         except OSError as error:
             raise DataError(f"the file {path} cannot be read: {error.strerror}") from None
-        with file:
-            yield _Scan(path, file, report)
 
 
 def _decode(piece: bytes, path: str, start: int) -> str:

@@ -12,7 +12,7 @@ import atexit
 import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -105,8 +105,10 @@ class _Rows(grain.IterDataset[Batch]):
 class _RowsIterator(grain.DatasetIterator[Batch]):
     def __init__(self, tokens: grain.MapDataset[np.ndarray], config: Config, rows: range) -> None:
         super().__init__()
+        # Grain's type allows for elements that a filter took out; there is none.
+        read = cast("Callable[[int], np.ndarray]", tokens.__getitem__)
         stride = config.train.batch_size
-        self._streams = {row: RowStream(lambda index: tokens[index], config.data.length, row, stride) for row in rows}
+        self._streams = {row: RowStream(read, config.data.length, row, stride) for row in rows}
 
     def __next__(self) -> Batch:
         return _stack([stream.next_row() for stream in self._streams.values()])

@@ -44,9 +44,7 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
             # Importing TFDS takes about a second, Arrow and all; programs that read files need not wait for it.
             from train.data import datasets
 
-            return (
-                datasets.open_stdlib(config, report) if kind == "stdlib" else datasets.open_tfds(config, rest, report)
-            )
+            return datasets.open_stdlib(config, report) if kind == "stdlib" else datasets.open_tfds(config, rest)
         from train.data import files
 
         return files.open_text(config, rest, report) if kind == "text" else files.open_jsonl(config, rest, report)
@@ -59,21 +57,25 @@ def _as_given(progress: Progress) -> Iterator[Progress]:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """A progress bar on stderr that appears with the first report and goes away at the end."""
+    """A progress bar on stderr that appears with the first report and goes away; one line if it is no terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Bar(console=console, transient=True, disable=not console.is_terminal)
     tasks = {}
 
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
-            bar.start()
             tasks[what] = bar.add_task(what, total=total)
+            if console.is_terminal:
+                bar.start()
+            else:
+                console.print(f"{what} ({total / 2**20:.0f} MiB)")
         bar.update(tasks[what], completed=done, total=total)
 
     try:
         yield report
     finally:
-        if tasks:
+        if bar.live.is_started:
             bar.stop()

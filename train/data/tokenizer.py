@@ -46,7 +46,7 @@ class Tokenizer:
     """Text to token numbers and back, exactly.
 
     Attributes:
-      size: number of tokens V.
+      size: number of tokens V: one more than the largest.
       end_of_text: the token that stands between texts; no text encodes to it.
       byte_lengths: [V] int32, bytes of text that each token stands for; 0 for special tokens.
     """
@@ -62,7 +62,7 @@ class Tokenizer:
         # Text that merely contains the name of a special token is text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self.size = tokenizer.get_vocab_size()
+        self.size = max(tokenizer.get_vocab().values()) + 1  # numbers may have gaps
         added = {number: token for number, token in tokenizer.get_added_tokens_decoder().items()}
         special = {token.content: number for number, token in added.items() if token.special}
         ends = [special[end] for end in END_NAMES if end in special]

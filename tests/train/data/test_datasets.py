@@ -65,6 +65,11 @@ class LocalBroken(tfds.core.GeneratorBasedBuilder):
         yield from ()
 
 
+class LocalNeedy(LocalBroken):
+    def _split_generators(self, dl_manager):
+        raise ModuleNotFoundError("No module named 'apache_beam'", name="apache_beam")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("tfds"))
@@ -82,7 +87,8 @@ def test_last_documents_are_held_out_where_there_is_no_such_split(folder):
     corpus = open_dataset(folder, "local_text/plain", held_out=0.1)
     assert text_of(corpus.train) == "".join(DOCUMENTS[:36])
     assert text_of(corpus.held_out) == "".join(DOCUMENTS[36:])
-    assert len(corpus.train) > 36 and sum(corpus.train[i].last for i in range(len(corpus.train))) == 36
+    assert len(corpus.train) > 36
+    assert sum(corpus.train[i].last for i in range(len(corpus.train))) == 36
 
 
 def test_the_validation_split_is_held_out(folder):
@@ -98,9 +104,12 @@ def test_what_is_trained_on_is_not_held_out(folder, split):
     if split == "train[:50%]":
         assert (train, held_out) == ("".join(DOCUMENTS[:20]), "For validation.\nAlso.\n")
     else:
-        everything = "For validation.\nAlso.\n" if split == "validation" else "".join(DOCUMENTS) + "For validation.\nAlso.\n"
+        everything = (
+            "For validation.\nAlso.\n" if split == "validation" else "".join(DOCUMENTS) + "For validation.\nAlso.\n"
+        )
         assert train + held_out == everything
-        assert train and held_out
+        assert train
+        assert held_out
 
 
 def test_documents_of_large_splits_stay_whole(folder, monkeypatch):
@@ -109,13 +118,14 @@ def test_documents_of_large_splits_stay_whole(folder, monkeypatch):
     assert [corpus.train[i].text for i in range(len(corpus.train))] == DOCUMENTS[:36]
     assert [corpus.held_out[i].text for i in range(len(corpus.held_out))] == DOCUMENTS[36:]
     assert all(corpus.train[i].last for i in range(len(corpus.train)))
+    assert len(open_dataset(folder, "local_text/plain", held_out=0.999).train) == 1
 
 
 def test_a_field_is_picked(folder):
     assert open_dataset(folder, "local_text/plain", field="title").train[0].text == "T0\n"
     corpus = open_dataset(folder, "local_translation", field="de")
     assert sorted(text_of(corpus.train)) == sorted("GrößeHöhe")
-    with pytest.raises(DataError, match="--data.field=text is no text in tfds:local_translation.*: de, en"):
+    with pytest.raises(DataError, match=r"--data.field=text is no text in tfds:local_translation.*: de, en"):
         open_dataset(folder, "local_translation")
 
 
@@ -140,6 +150,7 @@ def _unknown(name: str):
         ("tiny_shakespear", "TFDS has no dataset tiny_shakespear, .*did you mean tfds:tiny_shakespeare"),
         ("local_text/wrong", "local_text/wrong: .*wrong"),
         ("local_text/plain:tset", "no split tset .*it has train"),
+        ("local_needy", "its own code needs apache-beam, .*pip install apache-beam.*--data.directory"),
         ("local_broken", "cannot be prepared in .*no route to host.*--data.directory"),
     ],
 )
@@ -153,5 +164,5 @@ def test_a_dataset_in_tfrecord_says_how_to_prepare_it(tmp_path):
     open_dataset(str(tmp_path), "local_text/plain")
     description = tmp_path / "local_text/plain/1.0.0/dataset_info.json"
     description.write_text(description.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match="as tfrecord, which needs TensorFlow.*--file_format=array_record"):
+    with pytest.raises(DataError, match=r"as tfrecord, which needs TensorFlow.*--file_format=array_record"):
         open_dataset(str(tmp_path), "local_text/plain")

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import schema
@@ -30,6 +30,7 @@ def write_records(path, records: list[object]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from("\n\r é😀")), st.integers(4, 40))
 def test_sections_join_to_exactly_the_document_and_are_not_too_long(text: str, size: int):
     data = text.encode()
@@ -58,7 +59,8 @@ def test_text_files_come_back_exactly_and_their_tails_are_held_out(tmp_path, sha
     assert a_train + a_held_out == whole[0] == TEXT
     assert "".join(t for t in train + held_out if "Zeile" not in t) == whole[1]
     assert abs(len(held_out) / len(train + held_out) - share) < 0.06
-    assert train and held_out
+    assert train
+    assert held_out
     last = [s[i].last for s in (corpus.train, corpus.held_out) for i in range(len(s))]
     assert sum(last) == 2
 
@@ -74,7 +76,7 @@ def test_records_come_back_exactly_and_the_last_ones_are_held_out(tmp_path):
     records = [{"text": f"{number}: {TEXT[: 40 * number]}", "id": number} for number in range(20)]
     write_records(tmp_path / "a.jsonl", records[:12])
     (tmp_path / "b.jsonl").write_text("\n\n")  # empty lines don't count
-    write_records(tmp_path / "c.jsonl", records[12:] + [{"text": ""}])
+    write_records(tmp_path / "c.jsonl", [*records[12:], {"text": ""}])
     corpus = open_files("jsonl", tmp_path / "*.jsonl", held_out=0.2)
     assert "".join(texts(corpus.train)) == "".join(record["text"] for record in records[:16])
     assert "".join(texts(corpus.held_out)) == "".join(record["text"] for record in records[16:])
@@ -94,7 +96,8 @@ def test_files_stay_on_the_disk(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(os, "pread", lambda *call: read.append(call[1:]) or b"x")
     assert corpus.train[3].text == "x"
-    assert len(read) == 1 and read[0][0] <= 64
+    assert len(read) == 1
+    assert read[0][0] <= 64
 
 
 def test_a_long_scan_tells_its_progress(tmp_path, monkeypatch):
@@ -179,5 +182,5 @@ def test_an_unknown_source_names_the_nearest(source, message):
 
 
 def test_nothing_to_train_on_is_one_clear_error():
-    with pytest.raises(DataError, match="--data.held_out=1.0 leaves nothing to train on"):
+    with pytest.raises(DataError, match=r"--data.held_out=1.0 leaves nothing to train on"):
         open_corpus(schema.Data(held_out=1.0))

@@ -1,0 +1,105 @@
+"""Looking inside: what is recorded is what was computed, and when nobody looks it costs nothing."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from tiny import random_params, random_tokens, tiny
+
+from model import attention, build, decoder
+from model.lens.places import INTERMEDIATES
+from model.lens.record import record
+
+PLACES = {
+    "layers/attention/weights": (3, 2, 4, 7, 7),
+    "layers/attention/scores": (3, 2, 4, 7, 7),
+    "layers/residual/before": (3, 2, 7, 16),
+    "layers/residual/middle": (3, 2, 7, 16),
+    "layers/residual/after": (3, 2, 7, 16),
+    "final": (2, 7, 16),
+}
+TOKENS_BT = random_tokens(2, 7)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """A network, its parameters, and all that can be seen of it."""
+    module = build(tiny(num_layers=3, kernel="fused"))
+    params = random_params(module)
+    return module, params, {name: np.asarray(x) for name, x in record(module, params, TOKENS_BT, tuple(PLACES)).items()}
+
+
+def test_every_place_has_its_shape(seen):
+    assert {name: value.shape for name, value in seen[2].items()} == {**PLACES, "logits": (2, 7, 32)}
+
+
+def test_recorded_weights_are_a_distribution_over_what_came_before(seen):
+    weights_LBNTS = seen[2]["layers/attention/weights"]
+    assert weights_LBNTS.dtype == np.float32
+    np.testing.assert_allclose(weights_LBNTS.sum(-1), 1, atol=1e-6)
+    assert not np.triu(weights_LBNTS, 1).any()
+
+
+def test_recorded_weights_average_the_values_into_what_attention_adds(seen):
+    _, params, found = seen
+    layers = jax.tree.map(np.asarray, params["layers"])
+    for layer in range(3):
+        before_BTD = found["layers/residual/before"][layer]
+        rms = np.sqrt((before_BTD**2).mean(-1, keepdims=True) + 1e-6)
+        normed_BTD = before_BTD / rms * layers["attention_norm"]["scale"][layer]
+        value_BSKH = np.einsum("BSD,DKH->BSKH", normed_BTD, layers["attention"]["value"]["kernel"][layer])
+        value_BSNH = np.repeat(value_BSKH, 2, axis=2)
+        read_BTNH = np.einsum("BNTS,BSNH->BTNH", found["layers/attention/weights"][layer], value_BSNH)
+        added_BTD = np.einsum("BTNH,NHD->BTD", read_BTNH, layers["attention"]["output"]["kernel"][layer])
+        np.testing.assert_allclose(found["layers/residual/middle"][layer] - before_BTD, added_BTD, atol=1e-4)
+
+
+def test_recorded_scores_become_the_weights_by_softmax(seen):
+    scores, weights = seen[2]["layers/attention/scores"], seen[2]["layers/attention/weights"]
+    exp = np.exp(scores - scores.max(-1, keepdims=True)) * np.tril(np.ones((7, 7)))
+    np.testing.assert_allclose(exp / exp.sum(-1, keepdims=True), weights, atol=1e-5)
+
+
+def test_the_residual_stream_goes_from_layer_to_layer(seen):
+    found = seen[2]
+    np.testing.assert_array_equal(found["layers/residual/before"][1:], found["layers/residual/after"][:-1])
+    embedded = np.asarray(seen[1]["embedding"]["embedding"])[TOKENS_BT]
+    np.testing.assert_array_equal(found["layers/residual/before"][0], embedded)
+
+
+def test_recording_does_not_change_the_logits(seen):
+    module, params, found = seen
+    logits = jax.jit(module.apply)({"params": params}, TOKENS_BT)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+
+
+def test_an_unknown_place_is_refused_with_those_there_are(seen):
+    module, params, _ = seen
+    with pytest.raises(KeyError) as error:
+        record(module, params, TOKENS_BT, ("layers/attention/wieghts",))
+    assert "layers/attention/wieghts" in str(error.value)
+    assert all(name in str(error.value) for name in PLACES)
+
+
+def test_recorded_weights_of_sinks_and_unrolled_layers_are_those_of_the_forward_pass():
+    module = build(tiny(attention_sinks=True, layers="unroll", remat="full"))
+    params = random_params(module)
+    shares = np.asarray(record(module, params, TOKENS_BT)["layers/attention/weights"]).sum(-1)
+    assert np.all(shares < 1)
+    assert shares.shape == (2, 2, 4, 7)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "fused"])
+def test_places_leave_no_trace_in_the_program_when_nobody_looks(monkeypatch, kernel):
+    def program(**options):
+        # A new function each time, so that JAX traces it anew.
+        module = build(tiny(kernel=kernel, layers="unroll"))
+        apply = lambda params, tokens_BT: module.apply({"params": params}, tokens_BT, **options)  # noqa: E731
+        return jax.jit(apply).lower(random_params(module), TOKENS_BT).as_text()
+
+    with_places, recorded = program(), program(mutable=[INTERMEDIATES])
+    for module in (attention, decoder):
+        monkeypatch.setattr(module, "tap", lambda module, name, value: None)
+    assert program() == with_places
+    assert recorded != with_places

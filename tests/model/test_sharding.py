@@ -1,0 +1,133 @@
+"""The mesh, what lies where on it, and that nothing of this changes what is computed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec
+from tiny import random_params, random_tokens, tiny
+
+from configs import schema
+from configs.convert import override
+from configs.schema import ConfigError
+from model import build, sharding
+
+# Between them, every parameter that there is.
+EVERYTHING = [
+    tiny(position="learned", norm="layer", biases=True, qk_norm=True, attention_sinks=True, tied_embeddings=False),
+    tiny(norm_position="both", gated=False),
+    tiny(norm_position="post", attention="mqa", layers="unroll"),
+]
+
+
+def mesh(data=1, fsdp=1, tensor=1, devices=None):
+    return sharding.make_mesh(schema.Mesh(data, fsdp, tensor), devices)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert mesh(-1, 2, 2).devices.shape == (2, 2, 2)
+    assert mesh(2, -1, 1).devices.shape == (2, 4, 1)
+    assert mesh(1, 1, -1).devices.shape == (1, 1, 8)
+    assert mesh(-1, 4, 2).devices.shape == (1, 4, 2)
+    assert mesh(-1, devices=jax.devices()[:3]).devices.shape == (3, 1, 1)
+    assert mesh(8).axis_names == ("data", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (-1, 0, 1), (-1, 3, 1), (2, 2, 1), (16, 1, 1), (-1, 16, 1)])
+def test_a_mesh_that_does_not_fit_is_refused_with_its_flags_and_the_number_of_devices(sizes):
+    with pytest.raises(ConfigError) as error:
+        mesh(*sizes)
+    data, fsdp, tensor = sizes
+    assert f"--mesh.data={data}, --mesh.fsdp={fsdp}, --mesh.tensor={tensor}" in str(error.value)
+    assert "at most one may be -1" in str(error.value) or "there are 8" in str(error.value)
+
+
+def test_unknown_logical_axis_is_an_error_and_not_silently_replicated():
+    with pytest.raises(KeyError, match="bach"):
+        sharding.partition("bach", "length")
+    with pytest.raises(KeyError, match="layers/attention/qwery/kernel has no logical axes"):
+        sharding.parameter_axes("layers/attention/qwery/kernel")
+
+
+def test_two_logical_axes_on_one_mesh_axis_are_an_error():
+    with pytest.raises(ValueError, match="heads.*hidden.*collide.*tensor"):
+        sharding.partition("heads", "hidden")
+
+
+@pytest.mark.parametrize("config", EVERYTHING)
+def test_every_parameter_has_a_logical_name_for_each_of_its_axes(config):
+    shapes = flatten_dict(sharding.parameter_shapes(build(config)), sep="/")
+    for path, shape in shapes.items():
+        axes = sharding.parameter_axes(path)
+        assert len(axes) == len(shape.shape), path
+        assert (axes[0] == "layers") == path.startswith("layers/"), path
+        sharding.partition(*axes)
+
+
+def test_no_rule_is_left_over():
+    paths = [path for config in EVERYTHING for path in flatten_dict(sharding.parameter_shapes(build(config)), sep="/")]
+    assert all(any(path.endswith(suffix) for path in paths) for suffix in sharding.PARAMETERS)
+
+
+def test_parameters_lie_as_the_rules_say():
+    shardings = sharding.param_shardings(build(EVERYTHING[0]), mesh(2, 2, 2))
+    spec = {path: leaf.spec for path, leaf in flatten_dict(shardings, sep="/").items()}
+    expected = {
+        "embedding/embedding": ("tensor", "fsdp"),
+        "layers/attention/query/kernel": (None, "fsdp", "tensor", None),
+        "layers/attention/output/kernel": (None, "tensor", None, "fsdp"),
+        "layers/attention/output/bias": (None, None),
+        "layers/attention/query_norm/scale": (None, None),
+        "layers/feed_forward/down/kernel": (None, "tensor", "fsdp"),
+        "output/kernel": ("fsdp", "tensor"),
+        "final_norm/scale": (None,),
+    }
+    for path, axes in expected.items():
+        assert spec[path] == PartitionSpec(*(axis and (axis,) for axis in axes)), path
+    assert sharding.batch_sharding(mesh(2, 2, 2)).spec == PartitionSpec(("data", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes", "numbers"),
+    [
+        ({"train.batch_size": 12}, (8, 1, 1), ("--train.batch_size=12", "12", "8", "16")),
+        ({"train.batch_size": 16, "train.microbatches": 4}, (4, 2, 1), ("--train.microbatches=4", "rows (4)", "8")),
+        ({"train.batch_size": 8, "model.num_heads": 4}, (1, 1, 8), ("--model.num_heads=4", "8", "tensor")),
+        ({"train.batch_size": 8, "model.num_kv_heads": 2}, (2, 1, 4), ("--model.num_kv_heads", "2", "4", "tensor")),
+        ({"train.batch_size": 8, "tokenizer.vocab_size": 33}, (4, 1, 2), ("--tokenizer.vocab_size=33", "32", "34")),
+        ({"train.batch_size": 8, "model.width": 20}, (1, 8, 1), ("--model.width=20", "fsdp", "16", "24")),
+        ({"train.batch_size": 8, "model.feed_forward_width": 25}, (4, 1, 2), ("--model.feed_forward_width", "24", "26")),
+    ],
+)
+def test_what_cannot_be_shared_evenly_is_refused_with_the_nearest_that_can(settings, sizes, numbers):
+    config = override(tiny(), settings)
+    with pytest.raises(ConfigError) as error:
+        sharding.check_divisible(config, mesh(*sizes))
+    for number in numbers:
+        assert number in str(error.value)
+    sharding.check_divisible(override(tiny(), {"train.batch_size": 8}), mesh(2, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    module = build(EVERYTHING[0])
+    params, tokens_BT = random_params(module), random_tokens(8, 6)
+    return module, params, tokens_BT, jax.jit(module.apply)({"params": params}, tokens_BT)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_eight_devices_compute_what_one_computes(on_one_device, sizes):
+    module, params, tokens_BT, expected = on_one_device
+    on = mesh(*sizes)
+    params = jax.device_put(params, sharding.param_shardings(module, on))
+    tokens_BT = jax.device_put(tokens_BT, sharding.batch_sharding(on))
+    assert len(params["layers"]["attention"]["query"]["kernel"].sharding.device_set) == 8
+    with jax.set_mesh(on):
+        logits_BTV = jax.jit(module.apply)({"params": params}, tokens_BT)
+    np.testing.assert_allclose(logits_BTV, expected, atol=1e-5 * jnp.abs(expected).max())
+    # The logits stay where they were computed: each device has its own rows, and its own words.
+    rows, words = 8 // (sizes[0] * sizes[1]), 32 // sizes[2]
+    assert {shard.data.shape for shard in logits_BTV.addressable_shards} == {(rows, 6, words)}

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from train.loss import cross_entropy
+
+B, T, V = 3, 5, 11
+
+
+def case(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits_BTV = rng.normal(size=(B, T, V)) * 3
+    return logits_BTV, rng.integers(0, V, (B, T)), rng.integers(0, 2, (B, T))
+
+
+def reference(logits_BTV, targets_BT, weights_BT, smoothing, z_loss):
+    """Objective, nll, z and targets in float64, from the definition of cross entropy with a smoothed target."""
+    logs_BTV = scipy.special.log_softmax(logits_BTV, axis=-1)
+    wanted_BTV = np.eye(V)[targets_BT] * (1 - smoothing) + smoothing / V
+    z_BT = z_loss * scipy.special.logsumexp(logits_BTV, axis=-1) ** 2
+    objective_BT = -(wanted_BTV * logs_BTV).sum(-1) + z_BT
+    nll_BT = -np.take_along_axis(logs_BTV, targets_BT[..., None], -1)[..., 0]
+    return [(x * weights_BT).sum() for x in (objective_BT, nll_BT, z_BT)] + [weights_BT.sum()]
+
+
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.2, 0.003)])
+def test_sums_equal_the_definition_in_float64(smoothing, z_loss):
+    logits_BTV, targets_BT, weights_BT = case()
+    ours = cross_entropy(jnp.asarray(logits_BTV, jnp.float32), targets_BT, weights_BT != 0, smoothing, z_loss)
+    np.testing.assert_allclose(ours, reference(logits_BTV, targets_BT, weights_BT, smoothing, z_loss), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.2, 0.003)])
+def test_gradient_equals_finite_differences_of_the_definition(smoothing, z_loss):
+    logits_BTV, targets_BT, weights_BT = case(1)
+    ours_BTV = jax.grad(lambda x: cross_entropy(x, targets_BT, weights_BT, smoothing, z_loss).objective)(
+        jnp.asarray(logits_BTV, jnp.float32)
+    )
+    h, theirs_BTV = 1e-5, np.zeros_like(logits_BTV)
+    for index in np.ndindex(logits_BTV.shape):
+        up, down = logits_BTV.copy(), logits_BTV.copy()
+        up[index], down[index] = up[index] + h, down[index] - h
+        ends = [reference(x, targets_BT, weights_BT, smoothing, z_loss)[0] for x in (up, down)]
+        theirs_BTV[index] = (ends[0] - ends[1]) / (2 * h)
+    np.testing.assert_allclose(ours_BTV, theirs_BTV, atol=2e-6)
+
+
+def test_masked_targets_have_no_gradient_and_huge_logits_no_overflow():
+    logits_BTV, targets_BT, weights_BT = case(2)
+    logits_BTV = jnp.asarray(logits_BTV * 1e4, jnp.float32)
+    value, gradient_BTV = jax.value_and_grad(lambda x: cross_entropy(x, targets_BT, weights_BT).objective)(logits_BTV)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient_BTV))
+    assert not np.any(np.asarray(gradient_BTV)[weights_BT == 0])
+    assert np.any(np.asarray(gradient_BTV)[weights_BT == 1])
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits_BTV = jnp.zeros((1, 1, 4096), jnp.bfloat16)
+    loss = cross_entropy(logits_BTV, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)))
+    assert loss.nll.dtype == jnp.float32
+    np.testing.assert_allclose(loss.nll, np.log(4096), rtol=1e-6)
