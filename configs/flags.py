@@ -37,7 +37,9 @@ def define(argv: Sequence[str], default: str = "quickstart") -> None:
     Args:
       argv: the command line; --config is looked up in it first, so that `--help` shows that config's values.
     """
-    flags.DEFINE_string("config", default, f"A preset ({', '.join(PRESETS)}) or a run folder to take the settings from.")
+    flags.DEFINE_string(
+        "config", default, f"A preset ({', '.join(PRESETS)}) or a run folder to take the settings from."
+    )
     flags.DEFINE_boolean("print_config", False, "Print the resolved config as JSON and exit.")
     for name, field, value in leaves(load(_config_in(argv, default))):
         choices = field.metadata.get("choices")

@@ -22,7 +22,13 @@ def smoke() -> Config:
         data=Data(length=64),
         optimizer=Optimizer(warmup_steps=2),
         train=Train(
-            steps=20, batch_size=8, log_every=5, eval_every=10, eval_batches=4, checkpoint_every=10, sample_every=10,
+            steps=20,
+            batch_size=8,
+            log_every=5,
+            eval_every=10,
+            eval_batches=4,
+            checkpoint_every=10,
+            sample_every=10,
             sample_tokens=16,
         ),
     )
@@ -33,14 +39,31 @@ def gpt2_small() -> Config:
     return Config(
         name="gpt2_small",
         model=Model(
-            num_layers=12, width=768, num_heads=12, attention="mha", position="learned", norm="layer",
-            norm_epsilon=1e-5, activation="gelu", gated=False, biases=True, dtype="bfloat16", layers="scan",
+            num_layers=12,
+            width=768,
+            num_heads=12,
+            attention="mha",
+            position="learned",
+            norm="layer",
+            norm_epsilon=1e-5,
+            activation="gelu",
+            gated=False,
+            biases=True,
+            dtype="bfloat16",
+            layers="scan",
         ),
         tokenizer=Tokenizer(vocab_size=50_257),
         data=Data(length=1024),
         optimizer=Optimizer(learning_rate=6e-4, warmup_steps=2000),
-        train=Train(steps=600_000, batch_size=480, microbatches=15, eval_every=1000, eval_batches=100,
-                    checkpoint_every=1000, sample_every=1000),
+        train=Train(
+            steps=600_000,
+            batch_size=480,
+            microbatches=15,
+            eval_every=1000,
+            eval_batches=100,
+            checkpoint_every=1000,
+            sample_every=1000,
+        ),
     )
 
 
@@ -49,14 +72,24 @@ def llama3_8b() -> Config:
     return Config(
         name="llama3_8b",
         model=Model(
-            num_layers=32, width=4096, num_heads=32, num_kv_heads=8, feed_forward_width=14_336, rope_base=500_000.0,
-            norm_epsilon=1e-5, tied_embeddings=False, dtype="bfloat16", layers="scan", remat="full",
+            num_layers=32,
+            width=4096,
+            num_heads=32,
+            num_kv_heads=8,
+            feed_forward_width=14_336,
+            rope_base=500_000.0,
+            norm_epsilon=1e-5,
+            tied_embeddings=False,
+            dtype="bfloat16",
+            layers="scan",
+            remat="full",
         ),
         tokenizer=Tokenizer(vocab_size=128_256),
         data=Data(length=8192),
         optimizer=Optimizer(learning_rate=3e-4, warmup_steps=2000),
-        train=Train(steps=100_000, batch_size=512, eval_every=1000, eval_batches=50, checkpoint_every=1000,
-                    sample_every=0),
+        train=Train(
+            steps=100_000, batch_size=512, eval_every=1000, eval_batches=50, checkpoint_every=1000, sample_every=0
+        ),
     )
 
 

@@ -83,7 +83,9 @@ class Model:
     dtype: str = setting("float32", "What is computed with.", ("float32", "bfloat16"))
     param_dtype: str = setting("float32", "What parameters are stored as.", ("float32", "bfloat16"))
     layers: str = setting(
-        "unroll", "scan compiles one block and loops over it; unroll compiles each, faster on a CPU.", ("scan", "unroll")
+        "unroll",
+        "scan compiles one block and loops over it; unroll compiles each, faster on a CPU.",
+        ("scan", "unroll"),
     )
     remat: str = setting(
         "none",
@@ -132,9 +134,7 @@ class Data:
 class Optimizer:
     """How gradients become updates."""
 
-    name: str = setting(
-        "adamw", "The optimizer.", ("adamw", "adafactor", "lion", "muon", "sgd", "schedule_free")
-    )
+    name: str = setting("adamw", "The optimizer.", ("adamw", "adafactor", "lion", "muon", "sgd", "schedule_free"))
     learning_rate: float = setting(1e-3, "Peak learning rate.", at_least=0)
     schedule: str = setting(
         "cosine",
@@ -177,7 +177,8 @@ class Train:
         "stop", "On a loss that is not finite or that spikes: stop the run, or skip that update.", ("stop", "skip")
     )
     spike_factor: float = setting(
-        3.0, "A loss above this multiple of its moving average is a spike; 0 looks for NaN and infinity only.",
+        3.0,
+        "A loss above this multiple of its moving average is a spike; 0 looks for NaN and infinity only.",
         at_least=0,
     )
     wandb: str = setting("", "Weights & Biases project to log to as well; empty is off.")

@@ -1,0 +1,1 @@
+"""What a person starts: one short program each, and the pictures they show."""

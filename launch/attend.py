@@ -22,11 +22,15 @@ FLAGS = flags.FLAGS
 
 def define(_: Sequence[str]) -> None:
     """The flags of this program."""
-    flags.DEFINE_string("checkpoint", "runs/quickstart", "A run folder (newest checkpoint), or one of its steps as DIR@STEP.")
+    flags.DEFINE_string(
+        "checkpoint", "runs/quickstart", "A run folder (newest checkpoint), or one of its steps as DIR@STEP."
+    )
     flags.DEFINE_string("text", "def area(width, height):\n    return width *", "The text to read.")
     flags.DEFINE_string("out", ".", "The folder to write attention.html and structure.svg to.")
     flags.DEFINE_boolean("png", False, "Also write attention.png, a static picture.")
-    flags.DEFINE_boolean("json", False, "Print one JSON object with `tokens` and `weights[layer][head][query][key]` instead.")
+    flags.DEFINE_boolean(
+        "json", False, "Print one JSON object with `tokens` and `weights[layer][head][query][key]` instead."
+    )
 
 
 def run() -> None:
@@ -35,6 +39,7 @@ def run() -> None:
 
     if not FLAGS.text:
         raise ConfigError("--text is empty: give it the text to read.")
+    start.keep_memory()
     start.prepare_jax()
     from launch.views.look import count, look_at
     from model import build
@@ -54,14 +59,15 @@ def run() -> None:
     title = f"{restored.config.name}, step {restored.step}"
     command = "uv run -m launch.attend " + shlex.join(sys.argv[1:])
     structure = structure_svg(restored.config, count(restored.params))
+    sinks = restored.config.model.attention_sinks  # Part of each row's weight then goes to no token.
     written = {
         "attention.html": attention_page(
-            look.tokens, look.weights_LNTS, title=title, command=command, structure_svg=structure
+            look.tokens, look.weights_LNTS, title=title, command=command, structure_svg=structure, sinks=sinks
         ).encode(),
         "structure.svg": structure.encode(),
     }
     if FLAGS.png:
-        written["attention.png"] = attention_png(look.tokens, look.weights_LNTS, title=title)
+        written["attention.png"] = attention_png(look.tokens, look.weights_LNTS, title=title, sinks=sinks)
     for name, content in written.items():
         (out / name).write_bytes(content)
         print(out / name)

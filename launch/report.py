@@ -19,7 +19,7 @@ from train.baselines import baselines
 from train.checkpoint import restore_params
 from train.data.pipeline import held_out_batches, padding_efficiency, train_batches
 from train.run import Run, write_atomically
-from train.writing import Sample, write
+from train.writing import write
 
 NUM_SAMPLES = 3
 TABLE_PROMPTS = 2

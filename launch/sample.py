@@ -1,7 +1,7 @@
 """Write text with a checkpoint, and see the probabilities behind each word.
 
-  uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
-  uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
+uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
+uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ FLAGS = flags.FLAGS
 
 def define(_: Sequence[str]) -> None:
     """The flags of this program."""
-    flags.DEFINE_string("checkpoint", "runs/quickstart", "A run folder (newest checkpoint), or one of its steps as DIR@STEP.")
+    flags.DEFINE_string(
+        "checkpoint", "runs/quickstart", "A run folder (newest checkpoint), or one of its steps as DIR@STEP."
+    )
     flags.DEFINE_string("prompt", "def ", "The text to continue.")
-    flags.DEFINE_float("temperature", 0.8, "Logits are divided by it: below 1 safer, above 1 wilder; 0 takes the likeliest.")
+    flags.DEFINE_float(
+        "temperature", 0.8, "Logits are divided by it: below 1 safer, above 1 wilder; 0 takes the likeliest."
+    )
     flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens only; 0 is all.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities add up to p; 1 is all.")
     flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least this times as likely as the likeliest; 0 is all.")
@@ -39,13 +43,14 @@ def run() -> None:
     from model.generate import Sampling
 
     for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0)):
-        if FLAGS[name].value < least:
-            raise ConfigError(f"--{name}={FLAGS[name].value}: it must be at least {least}.")
+        if getattr(FLAGS, name) < least:
+            raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
     try:
         sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
+    start.keep_memory()
     start.prepare_jax()
     from launch.views.terminal import Console
     from model import build

@@ -31,7 +31,7 @@ class Places:
 
 
 class Attention(nn.Module):
-    """One layer of multi-head attention over the text so far; reads and extends the `cache` collection if there is one."""
+    """One layer of multi-head attention over the text so far; reads and extends a `cache` collection if given one."""
 
     config: Config
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
             visible_BTS = visible_BTS & masks.in_window(places.distance_BTS, window)
         bias_BNTS = None
         if model.position == "alibi":
-            slopes_1N11 = positions.alibi_slopes(N)[None, :, None, None]
+            slopes_1N11 = jnp.asarray(positions.alibi_slopes(N))[None, :, None, None]
             bias_BNTS = -slopes_1N11 * places.distance_BTS[:, None].astype(jnp.float32)
 
         if kernels.choose(config) == "fused" and not recording(self):
@@ -74,9 +74,7 @@ class Attention(nn.Module):
             tap(self, "scores", scores_BNTS)
         return Linear(config, (N, H), (D,), gain=residual_gain(config), name="output")(read_BTNH)
 
-    def remember(
-        self, key_BTKH: jax.Array, value_BTKH: jax.Array, slots_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def remember(self, key_BTKH: jax.Array, value_BTKH: jax.Array, slots_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Write keys and values into the cache at their positions and return all of it; without a cache, return them.
 
         A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.

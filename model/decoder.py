@@ -5,6 +5,8 @@ Shapes: B batch, T length, S key length, D model width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -97,7 +99,7 @@ class Decoder(nn.Module):
 
         Args:
           tokens_BT: int32 token ids.
-          positions_BT: place of each token in its document, by default 0..T-1. With a `cache` collection, also its slot.
+          positions_BT: place of each token in its document, by default 0..T-1; with a `cache`, also its slot.
           segments_BT: which packed document each token belongs to; by default all are one. Not with a cache.
           deterministic: False drops activations, with the random stream `dropout`.
         """
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=cast(Any, (0, nn.broadcast)),  # Flax annotates int, and takes one for each argument.
             length=model.num_layers,
             unroll=model.num_layers if model.layers == "unroll" else 1,
         )

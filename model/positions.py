@@ -19,7 +19,7 @@ def rope_frequencies(config: Config) -> np.ndarray:
     """Angle per position of each pair of numbers, [H/2] float64 radians.
 
     RoPE: Su et al. 2021, section 3.2. Scaling: `linear` divides every angle (Chen et al. 2023), `ntk` raises the base
-    so that the slowest wave is stretched and the fastest kept, `llama3` stretches long waves and blends the ones between
+    so that the slowest wave is stretched and the fastest kept, `llama3` stretches long waves and blends those between
     (Llama 3.1's published constants: low 1, high 4).
     """
     model = config.model

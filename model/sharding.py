@@ -62,7 +62,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all (or the given) devices; an axis of -1 takes what the others leave.
 
     Raises:

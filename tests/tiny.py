@@ -34,7 +34,7 @@ def random_params(module: Any, seed: int = 0) -> Any:
             value = 1 + 0.3 * value
         elif path[-1].key in ("kernel", "bias"):
             value = 0.4 * value
-        return jax.numpy.asarray(value, shape.dtype)
+        return jax.device_put(value.astype(shape.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, parameter_shapes(module))
 

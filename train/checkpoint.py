@@ -75,6 +75,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         with _clear_errors(f"{run_dir / FOLDER} cannot hold checkpoints"):
+            (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager((run_dir / FOLDER).absolute(), options=options, item_names=ITEMS)
 
     def newest(self) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model.decoder import Decoder
@@ -28,7 +29,7 @@ class Look:
 def look_at(module: Decoder, params: Any, tokenizer: Tokenizer, text: str) -> Look:
     """Read `text` as the beginning of a document, after the end-of-text token, as in training."""
     ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
-    weights_LBNTS = record(module, params, np.array([ids], np.int32))["layers/attention/weights"]
+    weights_LBNTS = record(module, params, jnp.array([ids], jnp.int32))["layers/attention/weights"]
     return Look([tokenizer.token_text(id) for id in ids], np.asarray(weights_LBNTS[:, 0]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -16,7 +17,7 @@ BAR = 24  # Characters that probability 1 fills.
 
 
 class Console:
-    """Shows samples while they are written: the first as a stream, the others, which grow beside it, when all is done."""
+    """Shows samples: the first as it is written, the others, which grow beside it, when all is done."""
 
     def __init__(self, file: TextIO, table: int, prompts: Sequence[str]) -> None:
         """Show on `file` the texts that continue `prompts`, each token with its `table` likeliest if that is not 0."""
@@ -52,12 +53,18 @@ class Console:
         if self._table:
             self._rich.print(next_token_table(token, self._table))
         else:
-            self._rich.print(Text(text), end="")
+            self._rich.print(Text(harmless(text)), end="")
             self._rich.file.flush()
 
 
+def harmless(text: str) -> str:
+    """Text without the control characters that would move a terminal's cursor or change its state, as escapes."""
+    kept = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)
+
+
 def next_token_table(token: Chosen, rows: int) -> Table:
-    """The likeliest tokens at one place with their probabilities; the chosen one is marked, also if it is not among them."""
+    """The likeliest tokens at one place with their probabilities; the chosen one is marked, and added if need be."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     listed = list(token.top[:rows])
     if token.id not in [other.id for other in listed]:
@@ -66,9 +73,10 @@ def next_token_table(token: Chosen, rows: int) -> Table:
         chosen = other.id == token.id
         probability = math.exp(other.logprob)
         bar = "█" * round(BAR * probability) or "▏"
+        shown = other.text if other.text.strip() == other.text else repr(other.text)
         table.add_row(
             Text("→" if chosen else " ", style="bold green"),
-            Text(repr(other.text)[1:-1] if other.text.strip() else repr(other.text), style="bold green" if chosen else ""),
+            Text(shown, style="bold green" if chosen else ""),
             Text(f"{probability:.3f}", style="cyan"),
             Text(bar, style="green" if chosen else "blue"),
         )

@@ -104,9 +104,7 @@ def _bucket(length: int) -> int:
 def _prefill(
     module: Decoder, params: Any, cache: Any, tokens_BT: jax.Array, positions_BT: jax.Array, lengths_B: jax.Array
 ) -> State:
-    logits_BTV, variables = module.apply(
-        {"params": params, "cache": cache}, tokens_BT, positions_BT, mutable=["cache"]
-    )
+    logits_BTV, variables = module.apply({"params": params, "cache": cache}, tokens_BT, positions_BT, mutable=["cache"])
     last_B11 = (lengths_B - 1)[:, None, None]
     logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
     return State(variables["cache"], logits_BV, lengths_B.astype(jnp.int32), jnp.zeros(len(lengths_B), bool))

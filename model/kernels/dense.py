@@ -1,6 +1,6 @@
 """Attention with its weights written out: the definition that every other kernel must agree with.
 
-Shapes: B batch, T query length, S key length, N heads, K key/value heads, G query heads per key/value head, H head width.
+Shapes: B batch, T query length, S key length, N heads, K key/value heads, G query heads for each of them, H head width.
 """
 
 from __future__ import annotations
@@ -50,13 +50,11 @@ def softmax(scores_BNTS: jax.Array, mask_B1TS: jax.Array, sinks_N: jax.Array | N
     """Softmax over the visible keys in float32; a hidden key's weight is exactly 0."""
     lowest = jnp.finfo(jnp.float32).min  # Not -inf: a row without a visible key must not make a NaN in the gradient.
     visible_BNTS = jnp.where(mask_B1TS, scores_BNTS, lowest)
-    highest_BNT1 = jnp.max(visible_BNTS, axis=-1, keepdims=True)
-    if sinks_N is not None:
-        sink_1N11 = sinks_N.astype(jnp.float32)[None, :, None, None]
-        highest_BNT1 = jnp.maximum(highest_BNT1, sink_1N11)
-    highest_BNT1 = jax.lax.stop_gradient(highest_BNT1)
+    highest_BNT1 = jax.lax.stop_gradient(jnp.max(visible_BNTS, axis=-1, keepdims=True))
+    if sinks_N is None:
+        exp_BNTS = jnp.exp(visible_BNTS - highest_BNT1)
+        return exp_BNTS / jnp.sum(exp_BNTS, axis=-1, keepdims=True)
+    sink_1N11 = sinks_N.astype(jnp.float32)[None, :, None, None]
+    highest_BNT1 = jnp.maximum(highest_BNT1, jax.lax.stop_gradient(sink_1N11))
     exp_BNTS = jnp.exp(visible_BNTS - highest_BNT1)
-    total_BNT1 = jnp.sum(exp_BNTS, axis=-1, keepdims=True)
-    if sinks_N is not None:
-        total_BNT1 = total_BNT1 + jnp.exp(sink_1N11 - highest_BNT1)
-    return exp_BNTS / total_BNT1
+    return exp_BNTS / (jnp.sum(exp_BNTS, axis=-1, keepdims=True) + jnp.exp(sink_1N11 - highest_BNT1))

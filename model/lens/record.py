@@ -30,7 +30,7 @@ def record(
 @partial(jax.jit, static_argnums=(0, 3))
 def _record(module: nn.Module, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
     logits_BTV, variables = module.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
-    places = flatten_dict(variables[INTERMEDIATES], sep="/")
+    places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]
     if unknown:
         raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {', '.join(sorted(places))}.")

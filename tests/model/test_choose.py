@@ -22,7 +22,8 @@ drawn = partial(jax.jit, static_argnums=2)(choose)
 
 def distribution(**settings):
     """The probabilities that are drawn from."""
-    return np.asarray(jax.nn.softmax(filtered(LOGITS_BV, Sampling(**settings))[0]))
+    exp = np.exp(np.asarray(filtered(LOGITS_BV, Sampling(**settings))[0], np.float64))
+    return exp / exp.sum()
 
 
 def kept(*tokens, temperature=1.0):
@@ -80,7 +81,7 @@ def test_draws_follow_the_distribution(settings):
     expected = distribution(**settings)
     counts = np.bincount(tokens_B, minlength=6)
     assert not counts[expected == 0].any()
-    assert chisquare(counts[expected > 0], rows * expected[expected > 0] / expected.sum()).pvalue > 1e-3
+    assert chisquare(counts[expected > 0], rows * expected[expected > 0]).pvalue > 1e-3
 
 
 def test_temperature_zero_takes_the_likeliest_and_so_does_a_very_small_one():

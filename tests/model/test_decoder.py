@@ -92,7 +92,7 @@ def test_attention_without_positions_sees_a_set():
     assert np.abs(attend(x_BTD[:, order], causal) - attend(x_BTD, causal)[:, order]).max() > 0.1
 
 
-@pytest.mark.parametrize("position", SCHEMES)
+@pytest.mark.parametrize("position", ["none", "rope"])
 def test_one_layer_tells_the_order_of_earlier_tokens_only_by_positions(position):
     module = build(tiny(num_layers=1, position=position))
     params, tokens_BT = random_params(module), random_tokens(1, T)
@@ -129,10 +129,9 @@ def scanned():
 
 def count(jaxpr, name):
     """How often an operation stands in a program, loops and calls included."""
-    return sum(
-        (equation.primitive.name == name) + sum(count(inner, name) for inner in jax.core.jaxprs_in_params(equation.params))
-        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns
-    )
+    equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
+    inside = (inner for equation in equations for inner in jax.core.jaxprs_in_params(equation.params))
+    return sum(equation.primitive.name == name for equation in equations) + sum(count(inner, name) for inner in inside)
 
 
 def test_unrolled_layers_compute_what_scanned_layers_compute(scanned):
@@ -191,11 +190,11 @@ def test_dropout_drops_its_share_of_each_sublayer_with_another_mask_in_each_laye
 
     @jax.jit
     def run(key):
-        variables = {"params": params}
-        return module.apply(variables, tokens_BT, deterministic=False, rngs={"dropout": key}, mutable=[INTERMEDIATES])[1]
+        options = {"deterministic": False, "rngs": {"dropout": key}, "mutable": [INTERMEDIATES]}
+        return module.apply({"params": params}, tokens_BT, **options)[1][INTERMEDIATES]["layers"]
 
-    residual = run(jax.random.key(0))[INTERMEDIATES]["layers"]["residual/before"]
-    middle = run(jax.random.key(0))[INTERMEDIATES]["layers"]["residual/middle"]
+    found = run(jax.random.key(0))
+    residual, middle = found["residual/before"], found["residual/middle"]
     zero_LBTD = np.asarray(residual == middle)  # What attention adds.
     np.testing.assert_allclose(zero_LBTD.mean((1, 2, 3)), 0.3, atol=0.03)
     np.testing.assert_allclose((zero_LBTD[0] & zero_LBTD[1]).mean(), 0.09, atol=0.03)

@@ -14,8 +14,8 @@ from model import build
 NETWORKS = {
     "llama": {},
     "gpt2": {
-        "attention": "mha", "position": "learned", "norm": "layer", "activation": "gelu", "gated": False, "biases": True,
-        "tied_embeddings": False, "norm_epsilon": 0.1,
+        "attention": "mha", "position": "learned", "norm": "layer", "activation": "gelu", "gated": False,
+        "biases": True, "tied_embeddings": False, "norm_epsilon": 0.1,
     },
     "original": {
         "attention": "mqa", "position": "sinusoidal", "norm": "layer", "norm_position": "post", "activation": "relu",

@@ -14,21 +14,23 @@ from model.generate.decode import CHUNK
 
 NETWORKS = {
     "rope": {},
-    "rope, window, fused, unrolled": {"window": 4, "window_pattern": "LG", "kernel": "fused", "layers": "unroll"},
-    "learned, post": {"position": "learned", "norm_position": "post", "max_length": 64, "attention": "mha"},
-    "sinusoidal, both, fused": {"position": "sinusoidal", "norm_position": "both", "kernel": "fused"},
-    "alibi, window, unrolled": {"position": "alibi", "window": 3, "layers": "unroll", "attention": "mqa"},
-    "alibi, fused": {"position": "alibi", "kernel": "fused", "biases": True},
+    "rope, window, unrolled": {
+        "window": 4, "window_pattern": "LG", "layers": "unroll", "rope_scaling": "ntk", "rope_scaling_factor": 2.0,
+        "qk_norm": True,
+    },
+    "learned, post": {"position": "learned", "norm_position": "post", "norm": "layer", "max_length": 64},
+    "sinusoidal, both, fused": {"position": "sinusoidal", "norm_position": "both", "kernel": "fused", "biases": True},
+    "alibi, window, fused": {"position": "alibi", "window": 3, "kernel": "fused", "attention": "mqa"},
     "none, sinks, softcap": {"position": "none", "attention_sinks": True, "attention_softcap": 3.0},
-    "rope, stretched, normed": {"rope_scaling": "ntk", "rope_scaling_factor": 2.0, "qk_norm": True, "norm": "layer"},
     "rope, bfloat16, window": {"dtype": "bfloat16", "param_dtype": "bfloat16", "window": 6},
-}
+}  # fmt: skip
 PROMPTS = [random_tokens(length, seed=length).tolist() for length in (2, 9, 5)]
 NEVER = VOCABULARY + 1  # As the end of a text, a token that is never drawn.
 NEW = CHUNK + 4
+PLAIN = Sampling()
 
 
-def run(module, params, prompts=PROMPTS, seeds=(5, 6, 7), sampling=Sampling(), max_tokens=NEW, end=NEVER, top=0):
+def run(module, params, prompts=PROMPTS, seeds=(5, 6, 7), sampling=PLAIN, max_tokens=NEW, end=NEVER, top=0):
     """All chunks of a text as one, and how many there were."""
     settings = {"max_tokens": max_tokens, "seeds": seeds, "end": end, "top": top}
     chunks = list(generate(module, params, prompts, sampling, **settings))

@@ -24,7 +24,7 @@ MASKS = {
 
 
 def numpy_attention(inputs, mask_BTS, softcap=0.0):
-    """As in the paper, in float64; query head n reads key head n // (N/K), a sink is one more key that holds nothing."""
+    """As in the paper, in float64; query head n reads key head n // (N/K), a sink is one more key without a value."""
     q, k, v = (inputs[name].swapaxes(1, 2) for name in ("query", "key", "value"))
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[3])

@@ -1,0 +1,312 @@
+"""Runs in processes of their own, which are killed, stopped, and go on.
+
+A fork server that has everything imported makes a process ready in a second.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs.convert import override
+from configs.presets import smoke
+from configs.schema import Config, ConfigError
+from train import loop
+from train.checkpoint import CheckpointError, Checkpoints, finished_steps
+from train.data.sections import DataError
+from train.loop import TrainingError, train
+from train.run import RunFolderError
+
+STEPS, KILLS, SECONDS = 120, 10, 120
+TIMES = ("train/tokens_per_second", "train/mfu")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    words = ["see", "attention", "query", "key", "value", "head", "größe", "層"]
+    for name in "abc":
+        text = "\n".join(" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(150))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    changes = {
+        "data.source": f"text:{folder}/*.txt", "data.length": 16, "data.held_out": 0.1, "train.batch_size": 4,
+        "train.steps": STEPS, "train.log_every": 5, "train.eval_every": 15, "train.eval_batches": 2,
+        "train.checkpoint_every": 5, "train.sample_every": 15, "model.width": 16, "model.num_layers": 1,
+        "model.dropout": 0.1, "optimizer.ema_decay": 0.9, "data.section_bytes": 512,
+    }  # fmt: skip
+    return override(smoke(), changes)
+
+
+def run_in_child(config: Config, folder: Path, cache: Path, stop_in_evaluation: bool) -> None:
+    os.environ["XLA_FLAGS"] = ""  # one device
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr = folder.with_suffix(".log").open("a", buffering=1)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    without_measuring()
+    if stop_in_evaluation:
+        evaluations_that_stop(os.getpid())
+    train(config, folder, "the same command", make_sampler)
+
+
+def without_measuring() -> None:
+    from train import metrics
+
+    metrics.matmul_peak = lambda dtype: 1e11  # type: ignore[assignment]
+
+
+def evaluations_that_stop(process: int) -> None:
+    """The second evaluation gets SIGTERM after its first batch."""
+    batches, count = loop.held_out_batches, iter(range(1000))
+
+    def interrupted(*args: Any) -> Iterator[Any]:
+        number = next(count)
+        for batch in batches(*args):
+            yield batch
+            if number == 1:
+                os.kill(process, signal.SIGTERM)
+
+    loop.held_out_batches = interrupted  # type: ignore[assignment]
+
+
+def make_sampler(run: Any) -> Callable[[Any, int], str]:
+    def sampler(params: Any, step: int) -> str:
+        weights = np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+        return f"{step}: {np.float64(weights).sum()!r}"
+
+    return sampler
+
+
+class Children:
+    """Starts runs; all share one compilation cache."""
+
+    def __init__(self, cache: Path) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["test_loop", "tensorstore", "orbax.checkpoint", "tensorboardX"])
+        self.cache = cache
+
+    def start(self, config: Config, folder: Path, stop_in_evaluation: bool = False) -> Any:
+        child = self.context.Process(target=run_in_child, args=(config, folder, self.cache, stop_in_evaluation))
+        child.start()
+        return child
+
+    def finish(self, config: Config, folder: Path) -> None:
+        child = self.start(config, folder)
+        child.join(SECONDS)
+        assert child.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory) -> Children:
+    return Children(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(children: Children, config: Config, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    children.finish(config, folder)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
+
+
+def last_line(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return {"step": 0}
+
+
+def arrays(folder: Path, config: Config) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint by name, whatever it is."""
+    import orbax.checkpoint as ocp
+
+    step = finished_steps(folder)[-1]
+    assert step == config.train.steps
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, warnings.catch_warnings(action="ignore"):
+        tree = reader.restore((folder / "checkpoints" / str(step) / "state").absolute())
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same_run(folder: Path, other: Path, config: Config) -> None:
+    ours, theirs = arrays(folder, config), arrays(other, config)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 30
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert lines(folder / "metrics.jsonl") == lines(other / "metrics.jsonl")
+    assert lines(folder / "samples.jsonl") == lines(other / "samples.jsonl")
+
+
+def wait_until(condition: Callable[[], Any], child: Any) -> bool:
+    """Whether it came true before the child ended."""
+    deadline = time.monotonic() + SECONDS
+    while child.is_alive() and time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_ten_kills_in_the_middle_of_steps_and_saves_change_nothing(children, config, undisturbed, tmp_path):
+    folder, rng = tmp_path / "run", random.Random(time.time_ns())
+    saves = 0
+
+    def is_saving() -> bool:
+        return any("tmp" in path.name for path in (folder / "checkpoints").glob("*"))
+
+    for number in range(KILLS):
+        child = children.start(config, folder)
+        before = last_line(folder)["step"]
+        assert wait_until(lambda before=before: last_line(folder)["step"] not in (0, before), child)
+        if number % 2:
+            assert wait_until(is_saving, child)
+            time.sleep(rng.uniform(0, 0.05))
+        else:
+            time.sleep(rng.uniform(0, 0.1))
+        saves += is_saving()
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert saves >= 2
+    children.finish(config, folder)
+    assert_same_run(folder, undisturbed, config)
+    assert not is_saving()
+
+
+def test_sigterm_saves_exits_0_and_the_same_command_goes_on(children, config, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    child = children.start(config, folder)
+    assert wait_until(lambda: last_line(folder)["step"] >= 20, child)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(SECONDS)
+    assert child.exitcode == 0
+    stopped = finished_steps(folder)[-1]
+    assert 20 <= stopped < STEPS
+    assert f"Saved at step {stopped} of {STEPS}; to go on: the same command\n" in folder.with_suffix(".log").read_text()
+    children.finish(config, folder)
+    assert_same_run(folder, undisturbed, config)
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(children, config, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    child = children.start(config, folder, stop_in_evaluation=True)
+    child.join(SECONDS)
+    assert child.exitcode == 0
+    assert finished_steps(folder)[-1] == 30
+    assert [line["step"] for line in lines(folder / "metrics.jsonl") if "eval/loss" in line] == [15]
+    children.finish(config, folder)
+    assert_same_run(folder, undisturbed, config)
+
+
+def test_a_finished_run_is_left_as_it_is(children, config, undisturbed):
+    before = {name: (undisturbed / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl", "config.json")}
+    steps = finished_steps(undisturbed)
+    children.finish(config, undisturbed)
+    assert before == {name: (undisturbed / name).read_bytes() for name in before}
+    assert finished_steps(undisturbed) == steps
+
+
+def test_the_run_folder_holds_what_the_report_needs(undisturbed, config):
+    metrics, samples = (lines(undisturbed / name) for name in ("metrics.jsonl", "samples.jsonl"))
+    assert [line["step"] for line in metrics if "train/loss" in line] == [1, *range(5, STEPS + 1, 5)]
+    assert [line["step"] for line in metrics if "eval/bits_per_byte" in line] == [*range(15, STEPS + 1, 15)]
+    assert [line["step"] for line in samples] == [*range(15, STEPS + 1, 15)]
+    assert samples[0]["prompt"] == config.train.sample_prompt
+    assert list(undisturbed.glob("events.*"))
+    best = min((line for line in metrics if "eval/loss" in line), key=lambda line: line["eval/bits_per_byte"])
+    assert finished_steps(undisturbed) == sorted({best["step"], STEPS - 5, STEPS})
+
+
+@pytest.fixture
+def short(config: Config, monkeypatch) -> Config:
+    without_measuring()
+    return override(config, {"train.steps": 4, "train.eval_every": 0, "train.sample_every": 0, "train.batch_size": 8})
+
+
+def test_another_config_is_refused_with_the_differences(short, tmp_path):
+    folder = tmp_path / "run"
+    train(short, folder, "command")
+    changed = override(short, {"model.width": 32, "optimizer.learning_rate": 0.5, "data.prefetch": 5})
+    with pytest.raises(ConfigError) as caught:
+        train(changed, folder, "command")
+    assert "model.width: 32 here, 16 there" in str(caught.value)
+    assert "optimizer.learning_rate: 0.5 here, 0.001 there" in str(caught.value)
+    assert "prefetch" not in str(caught.value)
+    assert train(override(short, {"data.prefetch": 5}), folder, "command").finished
+
+
+def test_another_text_is_refused(short, tmp_path):
+    (tmp_path / "text.txt").write_text("a line of text\n" * 500)
+    config, folder = override(short, {"data.source": f"text:{tmp_path}/text.txt"}), tmp_path / "run"
+    train(config, folder, "command")
+    (tmp_path / "text.txt").write_text("another line of text\n" * 500)
+    with pytest.raises(DataError, match="text.txt has changed since the run began"):
+        train(config, folder, "command")
+
+
+@pytest.mark.parametrize("anomaly", ["stop", "skip"])
+def test_nan_stops_with_step_batch_and_checkpoint_or_is_skipped(short, tmp_path, monkeypatch, anomaly):
+    made = loop.make_train_step
+
+    def faulty(*args: Any) -> Callable[..., Any]:
+        train_step = made(*args)
+
+        def step(state: Any, batch: Any) -> Any:
+            new, metrics = train_step(state, batch)
+            bad = state.step == 2
+            loss = jax.numpy.where(bad, jax.numpy.nan, metrics["train/loss"])
+            return new, {**metrics, "train/loss": loss, "train/anomaly": jax.numpy.where(bad, 1.0, 0.0)}
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", faulty)
+    config, folder = override(short, {"train.anomaly": anomaly, "train.checkpoint_every": 1}), tmp_path / "run"
+    if anomaly == "stop":
+        with pytest.raises(TrainingError, match=f"Stopped at step 3: .*nan.*batch 2 of seed 0.*Return to {folder}@2"):
+            train(config, folder, "command")
+        assert json.loads((folder / "anomaly.json").read_text())["data_state"]["rows"]
+    else:
+        assert train(config, folder, "command").finished
+        (line,) = (line for line in lines(folder / "metrics.jsonl") if line.get("train/anomaly"))
+        assert line["step"] == 3
+        assert line["train/loss"] is None
+
+
+def test_a_full_disk_is_one_clear_error(short, tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match=r"cannot be written: .*metrics.jsonl: No space left on device. Make room"):
+        train(short, tmp_path, "command")
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(short, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot be written: .*file/run: Not a directory"):
+        train(short, tmp_path / "file" / "run", "command")
+
+
+def test_a_save_that_fails_stops_the_run(short, tmp_path, monkeypatch):
+    def save(self: Checkpoints, *_: Any) -> None:
+        raise CheckpointError("no room")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(CheckpointError, match="no room"):
+        train(short, tmp_path / "run", "command")
