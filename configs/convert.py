@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +86,9 @@ def check(config: Config) -> Config:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"--{name}={value} is not one of {', '.join(choices)}.{hint}")
-        if at_least is not None and not value >= at_least:  # `not >=` also catches NaN.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name}={value} is not a finite number.")
+        if at_least is not None and value < at_least:
             raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
     _check_attention(config)
     _check_run(config)
@@ -102,7 +105,7 @@ def _check_attention(config: Config) -> None:
     if model.attention != "gqa" and model.num_kv_heads not in (0, num_kv_heads(config)):
         raise ConfigError(
             f"--model.num_kv_heads={model.num_kv_heads} contradicts --model.attention={model.attention}, which has "
-            f"{num_kv_heads(config)}: leave one of them out, or use --model.attention=gqa."
+            f"{num_kv_heads(config)}: set --model.num_kv_heads=0, or use --model.attention=gqa."
         )
     if model.num_heads % num_kv_heads(config):
         raise ConfigError(

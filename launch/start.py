@@ -37,7 +37,7 @@ def program(
     try:
         define(argv)
         if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in argv):
-            print(_help(name, doc, [flag for flag in flags.FLAGS if flag not in before]))
+            print(_help(name, doc, [flag for flag in flags.FLAGS if flag not in before]), flush=True)
             sys.exit(0)
         rest = flags.FLAGS(list(argv))[1:]
         if rest:
@@ -46,6 +46,8 @@ def program(
     except (flags.Error, ConfigError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # Whoever read our output has seen enough (`| head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (*_expected_errors(), OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -71,7 +73,7 @@ def _help(name: str, doc: str, own: Sequence[str]) -> str:
             section = flag.rpartition(".")[0]
             lines += ["", f"{section}:"]
         default = flags.FLAGS[flag].default
-        shown = str(default).lower() if isinstance(default, bool) else "" if default is None else str(default)
+        shown = str(default).lower() if isinstance(default, bool) else "" if default in (None, []) else str(default)
         lines.append(f"  --{flag}={shown}")
         lines += textwrap.wrap(flags.FLAGS[flag].help or "", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

@@ -48,6 +48,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Whether the run was asked to stop."""
@@ -57,7 +58,13 @@ class Stop:
         """Catches the signals from now on; does nothing outside of the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
+
+    def uninstall(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -85,15 +92,19 @@ def train(
       TrainingError: an anomaly, with train.anomaly=stop.
       CheckpointError, RunFolderError: something cannot be written or read.
     """
-    if stop is None:
-        stop = Stop()
-        stop.install()
-    run = open_run(config, Path(folder))
-    trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
+    own = None if stop else Stop()
+    if own:
+        own.install()
     try:
-        result = trainer.go()
+        run = open_run(config, Path(folder))
+        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop or own)
+        try:
+            result = trainer.go()
+        finally:
+            trainer.close()
     finally:
-        trainer.close()
+        if own:
+            own.uninstall()
     if not result.finished:
         print(f"Saved at step {result.step} of {run.config.train.steps}; to go on: {command}", file=sys.stderr)
     return result

@@ -43,7 +43,7 @@ class JsonLines:
         self.path = path
         self.kept: list[dict[str, Any]] = []
         with writing(path):
-            if path.exists():
+            if path.is_file():
                 lines = (_parsed(line) for line in path.read_bytes().splitlines())
                 self.kept = [line for line in lines if line is not None and line["step"] <= step]
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.kept))

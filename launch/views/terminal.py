@@ -73,7 +73,7 @@ def next_token_table(token: Chosen, rows: int) -> Table:
         chosen = other.id == token.id
         probability = math.exp(other.logprob)
         bar = "█" * round(BAR * probability) or "▏"
-        shown = other.text if other.text.strip() == other.text else repr(other.text)
+        shown = other.text if other.text.isprintable() and other.text.strip() == other.text else repr(other.text)
         table.add_row(
             Text("→" if chosen else " ", style="bold green"),
             Text(shown, style="bold green" if chosen else ""),

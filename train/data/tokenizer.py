@@ -101,11 +101,8 @@ class Tokenizer:
         return self._bytes[id]
 
     def token_text(self, id: int) -> str:
-        """A token to show: on one line, with escapes for control characters and for bytes that are not UTF-8 alone."""
-        if not self._bytes[id]:
-            return self._tokenizer.id_to_token(id) or ""
-        text = self._bytes[id].decode(errors="backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        """The text of one token, or its name if it is special; bytes that are not UTF-8 by themselves as \\xNN."""
+        return self._bytes[id].decode(errors="backslashreplace") or self._tokenizer.id_to_token(id) or ""
 
     def to_json(self) -> str:
         """The tokenizer as Hugging Face's `tokenizer.json`."""

@@ -110,7 +110,7 @@ def test_bpe_is_the_same_in_every_process():
 
 def test_tokens_are_shown_on_one_line():
     tokenizer = make_tokenizer(SETTINGS["bytes"], CORPUS)
-    assert [tokenizer.token_text(byte) for byte in b"a \n\t\x00\xe4"] == ["a", " ", r"\n", r"\t", r"\x00", r"\xe4"]
+    assert [tokenizer.token_text(byte) for byte in b"a \n\t\x00\xe4"] == ["a", " ", "\n", "\t", "\x00", r"\xe4"]
 
 
 def word_level() -> str:

@@ -1,0 +1,54 @@
+"""Presets: they can be built, and a change of what they are shows in review."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import pytest
+
+from configs.convert import check
+from configs.flags import to_json
+from configs.presets import PRESETS, preset
+from configs.schema import ConfigError
+from model import build
+from model.sharding import parameter_shapes
+from train.optimizer import make_optimizer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_what_its_golden_dump_says(name):
+    golden = GOLDEN / f"{name}.json"
+    assert golden.exists() and to_json(preset(name)) + "\n" == golden.read_text("utf-8"), (
+        f"The preset {name} has changed. If that is meant, look at the difference after:\n"
+        f"  uv run -m launch.train --config={name} --print_config > tests/configs/golden/{name}.json"
+    )
+
+
+def test_every_golden_dump_is_of_a_preset():
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_can_be_run(name):
+    config = check(preset(name))
+    assert config.name == name
+    module = build(config)
+    shapes = parameter_shapes(module)
+    rows = config.train.batch_size // config.train.microbatches
+    tokens_BT = jax.ShapeDtypeStruct((rows, config.data.length), "int32")
+    logits_BTV = jax.eval_shape(module.apply, {"params": shapes}, tokens_BT, tokens_BT, tokens_BT)
+    assert logits_BTV.shape == (rows, config.data.length, config.tokenizer.vocab_size)
+    jax.eval_shape(make_optimizer(config, shapes).init, shapes)
+
+
+def test_preset_says_what_it_is():
+    for make in PRESETS.values():
+        assert make.__doc__
+
+
+def test_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"--config=quikstart .*smoke.* Did you mean quickstart\?"):
+        preset("quikstart")
