@@ -48,7 +48,7 @@ def run() -> None:
     restored = restore_params(FLAGS.checkpoint)
     look = look_at(build(restored.config), restored.params, restored.tokenizer, FLAGS.text)
     if FLAGS.json:
-        print(json.dumps({"tokens": look.tokens, "weights": look.rounded()}, ensure_ascii=False))
+        print(json.dumps({"tokens": look.tokens, "weights": look.rounded()}))
         return
 
     from launch.views.attention import attention_page, attention_png

@@ -58,27 +58,28 @@ def run() -> None:
     from train.writing import write
 
     restored = restore_params(FLAGS.checkpoint)
-    console = Console(sys.stdout, table=FLAGS.table, prompts=[FLAGS.prompt] * FLAGS.num_samples)
+    prompts = [FLAGS.prompt] * FLAGS.num_samples
+    console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=prompts)
     try:
         samples = write(
             build(restored.config),
             restored.params,
             restored.tokenizer,
-            [FLAGS.prompt] * FLAGS.num_samples,
+            prompts,
             sampling,
             max_tokens=FLAGS.max_tokens,
             seeds=range(FLAGS.seed, FLAGS.seed + FLAGS.num_samples),
             stop=FLAGS.stop,
             top=min(FLAGS.table or 5, restored.tokenizer.size),
-            on_token=None if FLAGS.json else console.on_token,
+            on_token=console.on_token if console else None,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if FLAGS.json:
-        for sample in samples:
-            print(json.dumps(sample.to_dict(), ensure_ascii=False))
-    else:
+    if console:
         console.close()
+        return
+    for sample in samples:
+        print(json.dumps(sample.to_dict()))
 
 
 if __name__ == "__main__":

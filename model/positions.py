@@ -52,7 +52,7 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
-    """Fixed position vectors [B,T,D] float32: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5)."""
+    """Fixed position vectors [B,T,D] float32: sines, then cosines (Vaswani et al. 2017, section 3.5)."""
     half = -(-width // 2)
     frequency_11P = (10_000.0 ** (-np.arange(half) / max(half, 1))).astype(np.float32)[None, None]
     angle = positions_BT[:, :, None].astype(jnp.float32) * frequency_11P
@@ -62,7 +62,7 @@ def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """The penalty per token of distance of each head, [N] float32 (Press et al. 2022, section 3).
 
-    A geometric series from 2^(-8/N); for N that is no power of two, the even ones of the next series are put in between.
+    A geometric series from 2^(-8/N); for N that is no power of two, it goes on with every other one of the next series.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)

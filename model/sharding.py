@@ -92,7 +92,7 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     rows = config.train.batch_size // config.train.microbatches
     size = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
     for what, number, axes in (
-        (f"--train.batch_size={config.train.batch_size} in --train.microbatches={config.train.microbatches}: rows", rows,
+        (f"--train.batch_size={config.train.batch_size} / --train.microbatches={config.train.microbatches}: rows", rows,
          ("data", "fsdp")),
         (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
         (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),

@@ -92,19 +92,15 @@ def train(
       TrainingError: an anomaly, with train.anomaly=stop.
       CheckpointError, RunFolderError: something cannot be written or read.
     """
-    own = None if stop else Stop()
-    if own:
-        own.install()
-    try:
+    with contextlib.ExitStack() as closing:
+        if stop is None:
+            stop = Stop()
+            stop.install()
+            closing.callback(stop.uninstall)
         run = open_run(config, Path(folder))
-        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop or own)
-        try:
-            result = trainer.go()
-        finally:
-            trainer.close()
-    finally:
-        if own:
-            own.uninstall()
+        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
+        closing.callback(trainer.close)
+        result = trainer.go()
     if not result.finished:
         print(f"Saved at step {result.step} of {run.config.train.steps}; to go on: {command}", file=sys.stderr)
     return result

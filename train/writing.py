@@ -104,7 +104,7 @@ def write(
     seeds: Sequence[int],
     stop: Sequence[str] = (),
     top: int = 0,
-    on_token: Callable[[int, Chosen, str], None] | None = None,
+    on_token: Callable[[int, Chosen | None, str], None] | None = None,
 ) -> list[Sample]:
     """Continue each prompt until the text ends, a stop string appears, or `max_tokens` are written.
 
@@ -112,7 +112,8 @@ def write(
       prompts: texts; each is read as the beginning of a document.
       seeds: one per prompt; a sample depends on its own prompt and seed only.
       top: how many of the likeliest tokens to keep at each place.
-      on_token: called with (row, token, text that became certain) as soon as a token is there.
+      on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
+        where a text ends with more than its last token brought.
     """
     end = tokenizer.end_of_text
     rows = [_Row(prompt, stop) for prompt in prompts]
@@ -134,7 +135,7 @@ def write(
     for index, row in enumerate(rows):
         rest = row.close()
         if rest:
-            tell(index, row.sample.tokens[-1], rest)
+            tell(index, None, rest)
     return [row.sample for row in rows]
 
 

@@ -24,10 +24,10 @@ class Console:
         self._rich = RichConsole(file=file, highlight=False, soft_wrap=True)
         self._table = table
         self._prompts = prompts
-        self._later: list[list[tuple[Chosen, str]]] = [[] for _ in prompts]
+        self._later: list[list[tuple[Chosen | None, str]]] = [[] for _ in prompts]
         self._heading(0)
 
-    def on_token(self, row: int, token: Chosen, text: str) -> None:
+    def on_token(self, row: int, token: Chosen | None, text: str) -> None:
         """One more token of one sample; `text` is what it adds for certain."""
         if row == 0:
             self._show(token, text)
@@ -49,9 +49,10 @@ class Console:
             self._rich.print(Text(f"--- sample {row + 1} of {len(self._prompts)} ---", style="dim"))
         self._rich.print(Text(self._prompts[row], style="bold"), end="\n" if self._table else "")
 
-    def _show(self, token: Chosen, text: str) -> None:
+    def _show(self, token: Chosen | None, text: str) -> None:
         if self._table:
-            self._rich.print(next_token_table(token, self._table))
+            if token is not None:
+                self._rich.print(next_token_table(token, self._table))
         else:
             self._rich.print(Text(harmless(text)), end="")
             self._rich.file.flush()

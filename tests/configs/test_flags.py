@@ -56,7 +56,7 @@ def test_every_setting_is_a_flag_with_default_and_help(resolve):
     resolve("--config=smoke")
     for name, field, value in leaves(preset("smoke")):
         flag = flags.FLAGS[name]
-        assert flag.default == value and type(flag.default) is type(value)
+        assert (flag.default, type(flag.default)) == (value, type(value))
         assert flag.help.startswith(field.metadata["help"])
         assert all(choice in flag.help for choice in field.metadata["choices"])
 

@@ -124,8 +124,9 @@ def test_a_half_written_checkpoint_does_not_count(run_dir, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     shutil.copytree(folder / "5", folder / "6.orbax-checkpoint-tmp")
     assert find(tmp_path / "run")[1] == 5
-    Checkpoints(tmp_path / "run", TINY, "{}").close()
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "5"]
+    checkpoints = Checkpoints(tmp_path / "run", TINY, "{}")
+    assert checkpoints.newest() == 5
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -151,9 +152,13 @@ def test_a_failed_save_is_an_error_that_names_the_folder(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints").write_text("a file is in the way")
     state = numbered(TINY, make_mesh(TINY.mesh), 0)
-    with pytest.raises(CheckpointError, match="could not be written to .*checkpoints"):
+
+    def save() -> None:  # which of the two notices is up to the threads
         checkpoints.save(state, 1, {}, None)
         checkpoints.wait()
+
+    with pytest.raises(CheckpointError, match=r"could not be written to .*checkpoints"):
+        save()
 
 
 def test_orbax_is_not_heard(run_dir, capfd):

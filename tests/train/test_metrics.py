@@ -56,7 +56,7 @@ def test_tensorboard_gets_each_metric_and_hides_what_is_done_again(tmp_path):
 def test_wandb_that_is_not_installed_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = override(quickstart(), {"train.wandb": "project"})
-    with pytest.raises(ConfigError, match="--train.wandb=project needs a package that is not installed"):
+    with pytest.raises(ConfigError, match=r"--train\.wandb=project needs a package that is not installed"):
         WeightsAndBiases(tmp_path, config)
 
 
