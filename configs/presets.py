@@ -18,7 +18,12 @@ def quickstart() -> Config:
     return Config(
         name="quickstart",
         model=Model(
-            num_layers=4, width=192, num_heads=4, num_kv_heads=2, activation="relu2", gated=False,
+            num_layers=4,
+            width=192,
+            num_heads=4,
+            num_kv_heads=2,
+            activation="relu2",
+            gated=False,
         ),
         data=Data(length=128),
         optimizer=Optimizer(

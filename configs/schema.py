@@ -138,7 +138,8 @@ class Optimizer:
     learning_rate: float = setting(1e-3, "Peak learning rate.", at_least=0)
     schedule: str = setting(
         "cosine",
-        "Learning rate after warm-up: wsd stays, then falls to the end; inverse_sqrt falls as 1/sqrt(step).",
+        "Learning rate after warm-up: wsd stays, then falls to the end; inverse_sqrt falls as 1/sqrt(step). "
+        "The schedule_free optimizer keeps it constant.",
         ("cosine", "linear", "wsd", "inverse_sqrt", "constant"),
     )
     warmup_steps: int = setting(100, "Steps in which the learning rate rises from zero.", at_least=0)

@@ -63,6 +63,7 @@ class Embedding(nn.Module):
 
     config: Config
     rows: int
+    axis: str = "vocabulary"  # Logical name of the rows.
 
     def setup(self) -> None:
         """Declare the table [rows, D]."""
@@ -73,7 +74,9 @@ class Embedding(nn.Module):
 
     def __call__(self, index_BT: jax.Array) -> jax.Array:
         """The vectors [B,T,D] of the indices."""
-        return self.embedding.astype(self.config.model.dtype)[index_BT]
+        # Gather the width first: from a table whose width is spread, XLA would make the whole result on each device.
+        table_VD = constrain(self.embedding.astype(self.config.model.dtype), self.axis, "width")
+        return constrain(table_VD[index_BT], "batch", "length", "width")
 
     def scores(self, x_BTD: jax.Array) -> jax.Array:
         """How well each vector matches each of the table's, [B,T,rows] float32: the output layer, if tied."""
@@ -111,11 +114,10 @@ class Decoder(nn.Module):
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
         x_BTD = tokens(tokens_BT)
         if model.position == "learned":
-            x_BTD = x_BTD + Embedding(config, max_length(config), name="position")(positions_BT)
+            x_BTD = x_BTD + Embedding(config, max_length(config), "positions", name="position")(positions_BT)
         elif model.position == "sinusoidal":
             x_BTD = x_BTD + positions.sinusoids(positions_BT, model.width).astype(x_BTD.dtype)
         x_BTD = nn.Dropout(model.dropout, deterministic=deterministic)(x_BTD)
-        x_BTD = constrain(x_BTD, "batch", "length", "width")
 
         x_BTD, _ = self.blocks(deterministic)(x_BTD, np.array(layer_windows(config), np.int32), places)
         if model.norm_position != "post":

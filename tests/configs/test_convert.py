@@ -89,6 +89,11 @@ def test_a_whole_number_is_a_float():
     assert type(changed(model__dropout=0).model.dropout) is float
 
 
+def test_an_override_leaves_everything_else_as_it_is():
+    config = override(override(Config(), {"model.width": 64, "train.seed": 1, "name": "x"}), {"model.num_layers": 1})
+    assert (config.model.width, config.model.num_layers, config.train.seed, config.name) == (64, 1, 1, "x")
+
+
 def test_differences_name_setting_and_both_values():
     ours, theirs = changed(model__width=128, name="ours"), changed(train__seed=3)
     assert differences(ours, theirs) == [

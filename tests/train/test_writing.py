@@ -118,6 +118,13 @@ def test_a_stop_string_inside_of_a_token_cuts_it(words):
     assert sample.text == "say hell"
 
 
+def test_of_two_stop_strings_in_one_token_the_first_counts(words):
+    ids = words.encode("say hello")
+    assert b"hello" in words.token_bytes(ids[-1])
+    (sample,), _ = dictate(words, [[*ids, words.end_of_text]], stop=["lo", "el", "o"])
+    assert sample.text == "say h"
+
+
 def test_nothing_is_read_after_a_stop_string_or_the_end():
     ids = BYTES.encode("ab.cd")
     samples, _ = dictate(BYTES, [ids, [*ids[:2], BYTES.end_of_text, *ids]], stop=["."])

@@ -177,7 +177,7 @@ def _prepared(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds
             package = (error.name or "").partition(".")[0].replace("_", "-")
             raise DataError(
                 f"--data.source={source} cannot be prepared: its own code needs {package}, which is not installed "
-                f"(reading what is prepared does not need it); pip install {package}, or prepare it where that is, with "
+                f"(reading it afterwards does not); pip install {package}, or prepare it where that is, with "
                 f"tfds build --file_format=array_record, and name the folder with --data.directory"
             ) from error
         except Exception as error:  # downloads and datasets' own code can fail in any way
