@@ -69,11 +69,9 @@ def folder(tmp_path_factory):
             records.write(json.dumps({"text": lines, "body": lines[::-1]}) + "\n")
     tokenizer = make_tokenizer(BASE.tokenizer, None)  # type: ignore[arg-type]  # Bytes need no text.
     (folder / "tokenizer.json").write_text(tokenizer.to_json().replace("<|endoftext|>", "</s>"))
-    jax.config.update("jax_disable_most_optimizations", True)  # They take longer than what they would save.
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def one_device(config: schema.Mesh) -> jax.sharding.Mesh:

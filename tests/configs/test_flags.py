@@ -48,7 +48,7 @@ def test_config_may_be_written_in_every_way_that_flags_may(resolve, arguments):
 
 def test_a_flag_can_say_no(resolve):
     assert resolve("--nodata.shuffle", "--model.tied_embeddings=false") == override(
-        Config(), {"data.shuffle": False, "model.tied_embeddings": False}
+        preset("quickstart"), {"data.shuffle": False, "model.tied_embeddings": False}
     )
 
 
