@@ -20,8 +20,8 @@ def quickstart() -> Config:
         model=Model(
             num_layers=4,
             width=192,
-            num_heads=4,
-            num_kv_heads=2,
+            num_heads=3,
+            num_kv_heads=1,
             activation="relu2",
             gated=False,
         ),
@@ -29,7 +29,7 @@ def quickstart() -> Config:
         optimizer=Optimizer(
             name="muon", learning_rate=0.01, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
         ),
-        train=Train(steps=600, batch_size=32, eval_every=200, checkpoint_every=200, sample_every=100),
+        train=Train(steps=560, batch_size=32, eval_every=140, checkpoint_every=140, sample_every=70),
     )
 
 

@@ -84,7 +84,7 @@ def generate(
         tokens_BT[row, : len(prompt)] = prompt
         positions_BT[row, : len(prompt)] = np.arange(len(prompt))
     state = _prefill(module, params, empty_cache(config, len(prompts), slots), tokens_BT, positions_BT, lengths)
-    keys_B = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+    keys_B = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
 
     ahead: tuple[State, tuple[jax.Array, ...]] | None = None
     for start in range(0, max_tokens, CHUNK):

@@ -15,7 +15,9 @@ def fused(
 ) -> jax.Array:
     """The output [B,T,N,H] of `dense` without its weights; knows neither soft-cap nor sinks."""
     bias = None if bias_BNTS is None else bias_BNTS.astype(query_BTNH.dtype)
-    cudnn = jax.default_backend() == "gpu" and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    (T, H), S = query_BTNH.shape[1::2], key_BSKH.shape[1]
+    fits = H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0  # What cuDNN can do, with a mask and a gradient.
+    cudnn = fits and jax.default_backend() == "gpu" and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     return jax.nn.dot_product_attention(
         query_BTNH, key_BSKH, value_BSKH, bias=bias, mask=mask_BTS[:, None], implementation="cudnn" if cudnn else None
     )

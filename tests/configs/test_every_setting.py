@@ -252,7 +252,7 @@ Look = tuple[Callable[[Config], Any], dict[str, Any], list[Any]]
 
 # Each setting: where to look, with which other settings, and the values that must all look different.
 SETTINGS: dict[str, list[Look]] = {
-    "name": [(life, {"train.wandb": "project", **SKIP}, ["one", "two"])],
+    "name": [(life, {"train.wandb": "one", **SKIP}, [BASE.name, "other"])],
     "model.num_layers": [(program, {}, [1, 2])],
     "model.width": [(program, {}, [16, 32])],
     "model.num_heads": [(program, {}, [4, 8])],
@@ -328,7 +328,7 @@ SETTINGS: dict[str, list[Look]] = {
     "train.checkpoint_every": [(life, SKIP, [0, 2])],
     "train.keep": [(life, SKIP, [1, 2])],
     "train.sample_every": [(life, SKIP, [0, 2])],
-    "train.sample_prompt": [(sample_request, {}, ["one", "two"]), (life, SKIP, ["one", "two"])],
+    "train.sample_prompt": [(sample_request, {}, ["one", "two"]), (life, SKIP, ["def ", "one"])],
     "train.sample_tokens": [(sample_request, {}, [1, 2])],
     "train.anomaly": [(life, {}, ["stop", "skip"])],
     "train.spike_factor": [(training_step, {}, [0.0, 2.0, 3.0])],

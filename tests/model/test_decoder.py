@@ -101,18 +101,19 @@ def test_one_layer_tells_the_order_of_earlier_tokens_only_by_positions(position)
     assert (np.abs(last_BV[0] - last_BV[1]).max() < 1e-4) == (position == "none")
 
 
-def loss_and_gradients(module, params):
+def loss_of(module):
     tokens_BT = random_tokens(2, T)
 
     def loss(params):
         logits_BTV = module.apply({"params": params}, tokens_BT)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), tokens_BT[..., None], -1))
 
-    return jax.jit(jax.value_and_grad(loss)), jax.make_jaxpr(jax.grad(loss))(params)
+    return loss
 
 
-def assert_same(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), ours, theirs)
+def assert_same_loss_and_gradients(module, params, expected):
+    found = jax.jit(jax.value_and_grad(loss_of(module)))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), found, expected)
 
 
 VARIED = {"num_layers": 3, "window": 3, "window_pattern": "LG", "position": "alibi"}
@@ -123,23 +124,18 @@ def scanned():
     """Parameters, and loss and gradients of the scanned network without remat."""
     module = build(tiny(**VARIED))
     params = random_params(module)
-    compiled, jaxpr = loss_and_gradients(module, params)
-    return params, compiled(params), jaxpr
-
-
-def count(jaxpr, name):
-    """How often an operation stands in a program, loops and calls included."""
-    equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
-    inside = (inner for equation in equations for inner in jax.core.jaxprs_in_params(equation.params))
-    return sum(equation.primitive.name == name for equation in equations) + sum(count(inner, name) for inner in inside)
+    return params, jax.jit(jax.value_and_grad(loss_of(module)))(params)
 
 
 def test_unrolled_layers_compute_what_scanned_layers_compute(scanned):
-    params, expected, _ = scanned
-    module = build(tiny(**VARIED, layers="unroll"))
-    compiled, _ = loss_and_gradients(module, params)
-    assert_same(compiled(params), expected)
-    assert "while" not in compiled.lower(params).compile().as_text()
+    assert_same_loss_and_gradients(build(tiny(**VARIED, layers="unroll")), *scanned)
+
+
+def test_unrolled_layers_are_no_loop_and_scanned_layers_are():
+    for layers, loops in (("scan", True), ("unroll", False)):
+        module = build(tiny(layers=layers))
+        program = jax.jit(loss_of(module)).lower(parameter_shapes(module)).as_text()
+        assert ("stablehlo.while" in program) == loops
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
@@ -152,18 +148,16 @@ def test_parameters_have_one_layout_however_layers_are_looped(layers):
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_computes_the_same_gradients(scanned, policy):
-    params, expected, _ = scanned
-    compiled, _ = loss_and_gradients(build(tiny(**VARIED, remat=policy)), params)
-    assert_same(compiled(params), expected)
+    assert_same_loss_and_gradients(build(tiny(**VARIED, remat=policy)), *scanned)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_remat_computes_again_what_its_policy_says(scanned, layers):
-    params = scanned[0]
+def test_remat_computes_again_what_its_policy_says(layers):
     dots = {}
     for policy in ("none", "dots", "full"):
-        module = build(tiny(**VARIED, remat=policy, layers=layers))
-        dots[policy] = count(loss_and_gradients(module, params)[1], "dot_general")
+        module = build(tiny(remat=policy, layers=layers))
+        jaxpr = jax.make_jaxpr(jax.grad(loss_of(module)))(parameter_shapes(module))
+        dots[policy] = str(jaxpr).count("dot_general[")
     # One block: 7 linear maps and 2 products in attention, whose result is not needed again where it is the last.
     assert dots["dots"] - dots["none"] in (1, 2)
     assert dots["full"] - dots["none"] >= 7

@@ -26,8 +26,8 @@ NETWORKS = {
 }  # fmt: skip
 PROMPTS = [random_tokens(length, seed=length).tolist() for length in (2, 9, 5)]
 NEVER = VOCABULARY + 1  # As the end of a text, a token that is never drawn.
-NEW = CHUNK + 4
-PLAIN = Sampling()
+NEW = 2 * CHUNK + 4
+PLAIN = Sampling(temperature=4)  # At 1 these networks are so sure that every text is the same.
 
 
 def run(module, params, prompts=PROMPTS, seeds=(5, 6, 7), sampling=PLAIN, max_tokens=NEW, end=NEVER, top=0):
@@ -71,6 +71,7 @@ def network():
 
 def test_a_row_depends_on_its_own_prompt_and_seed_only(network):
     together, _ = run(*network)
+    assert all(len(set(row)) > 10 for row in together.tokens_BC.tolist()), "nothing is drawn"
     order = [2, 0, 1]
     reordered, _ = run(*network, [PROMPTS[row] for row in order], [(5, 6, 7)[row] for row in order])
     np.testing.assert_array_equal(reordered.tokens_BC, together.tokens_BC[order])
@@ -79,6 +80,12 @@ def test_a_row_depends_on_its_own_prompt_and_seed_only(network):
     other, _ = run(*network, seeds=(5, 600, 7))
     same_B = (other.tokens_BC == together.tokens_BC).all(-1)
     np.testing.assert_array_equal(same_B, [True, False, True])
+
+
+def test_any_whole_number_is_a_seed(network):
+    found = [run(*network, [PROMPTS[0]] * 3, seeds)[0].tokens_BC for seeds in ((-1, 0, 2**31), (2**32 - 1, 1, 2**40))]
+    # Modulo 2**32 they are four.
+    assert len({tuple(row) for row in np.concatenate(found).tolist()}) == 4
 
 
 def test_a_longer_text_begins_with_the_shorter_one(network):

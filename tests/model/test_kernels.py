@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny
 
 from model import kernels
 
@@ -165,3 +166,31 @@ def test_a_row_that_sees_nothing_makes_no_nan(kernel, dtype):
         assert np.isfinite(np.asarray(leaf, np.float32)).all()
     _, gradients = run(kernel, as_jax(inputs, dtype), mask_BTS, cotangent)
     assert not np.asarray(gradients["query"], np.float32)[:, 2].any()
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "H", "dtype", "expected"),
+    [
+        (8, 8, 64, "bfloat16", "cudnn"),
+        (8, 8, 64, "float32", None),
+        (7, 8, 64, "bfloat16", None),
+        (8, 7, 64, "bfloat16", None),
+        (8, 8, 12, "bfloat16", None),
+        (8, 8, 256, "bfloat16", None),
+    ],
+)
+def test_fused_on_a_gpu_is_cudnn_where_cudnn_can_do_it(monkeypatch, T, S, H, dtype, expected):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
+    query_BTNH, key_BSKH = jnp.zeros((1, T, 2, H), dtype), jnp.zeros((1, S, 1, H), dtype)
+    kernels.fused(query_BTNH, key_BSKH, key_BSKH, jnp.ones((1, T, S), bool))
+    assert asked == [expected]
+
+
+def test_auto_is_fused_on_a_gpu_where_fused_can_do_what_is_asked(monkeypatch):
+    configs = [tiny(), tiny(attention_sinks=True), tiny(attention_softcap=1.0)]
+    assert [kernels.choose(config) for config in configs] == ["dense"] * 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [kernels.choose(config) for config in configs] == ["fused", "dense", "dense"]
+    assert [kernels.choose(tiny(kernel=kernel)) for kernel in ("dense", "fused")] == ["dense", "fused"]
