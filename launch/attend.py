@@ -18,6 +18,7 @@ from absl import flags
 from launch import start
 
 FLAGS = flags.FLAGS
+LONGEST = 256  # Tokens in a picture: beyond that its squares are smaller than a pixel, and hovering is slow.
 
 
 def define(_: Sequence[str]) -> None:
@@ -51,6 +52,10 @@ def run() -> None:
         print(json.dumps({"tokens": look.tokens, "weights": look.rounded()}))
         return
 
+    if len(look.tokens) > LONGEST:
+        raise ConfigError(
+            f"--text has {len(look.tokens)} tokens; a picture is readable up to {LONGEST}: shorten it, or use --json."
+        )
     from launch.views.attention import attention_page, attention_png
     from launch.views.structure import structure_svg
 

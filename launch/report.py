@@ -117,5 +117,6 @@ def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list
         ("time in training steps", f"{seconds:.0f} s"),
         ("tokens/s", f"{tokens_per_second:,.0f}"),
         ("of the matmul peak (MFU)", f"{median('train/mfu'):.0%}"),
-        ("of a batch is text, the rest padding", f"{train_share:.1%} training, {held_out_share:.1%} held out"),
+        ("of a training batch is text, the rest padding", f"{train_share:.1%}"),
+        ("of a held-out batch is text", f"{held_out_share:.1%}"),
     ]

@@ -26,6 +26,7 @@ from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBias
 from train.optimizer import evaluation_params, make_optimizer
 from train.run import Run, RunFolderError, open_run, write_atomically
 from train.step import init_state, jit_train_step, make_train_step, state_shape
+from train.writing import harmless
 
 Sampler = Callable[[Any, int], str]  # (params, step) -> text
 
@@ -219,7 +220,7 @@ class Trainer:
         self.sampled = self.step
         prompt = self.config.train.sample_prompt
         self.samples.write(self.step, {"prompt": prompt, "text": text})
-        self.terminal.say(f"sample at step {self.step}: {prompt}{text}")
+        self.terminal.say(harmless(f"sample at step {self.step}: {prompt}{text}"))
 
     def save(self) -> None:
         """Starts to save, unless a checkpoint of this step is there already."""

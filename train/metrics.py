@@ -113,15 +113,15 @@ class Terminal:
 
     def __init__(self, steps: int, step: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._steps, self._began = steps, (step, time.monotonic())
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
             columns = (
-                BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"), TimeElapsedColumn(),
-                TextColumn("gone,"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("left"),
+                BarColumn(10), TextColumn("{task.completed}/{task.total} {task.description}"),
+                TimeRemainingColumn(compact=True),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("compiling", total=steps, completed=step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,3 +142,9 @@ def write(
 
 def _named(tokenizer: Tokenizer, id: np.integer, logprob: np.floating) -> tuple[int, str, float]:
     return int(id), tokenizer.token_text(int(id)), float(logprob)
+
+
+def harmless(text: str) -> str:
+    """Text without the control characters that would move a terminal's cursor or change its state, as escapes."""
+    kept = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)

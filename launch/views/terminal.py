@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -11,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from train.writing import Chosen
+from train.writing import Chosen, harmless
 
 BAR = 24  # Characters that probability 1 fills.
 
@@ -56,12 +55,6 @@ class Console:
         else:
             self._rich.print(Text(harmless(text)), end="")
             self._rich.file.flush()
-
-
-def harmless(text: str) -> str:
-    """Text without the control characters that would move a terminal's cursor or change its state, as escapes."""
-    kept = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
-    return "".join(kept)
 
 
 def next_token_table(token: Chosen, rows: int) -> Table:
