@@ -155,8 +155,9 @@ def head_width(config: Config) -> int:
 def num_kv_heads(config: Config) -> int:
     """Number K of key/value heads."""
     model = config.model
-    implied = {"mha": model.num_heads, "mqa": 1, "gqa": model.num_kv_heads or max(1, model.num_heads // 4)}
-    return implied[model.attention]
+    fewest = max(1, model.num_heads // 4)
+    quarter = next(count for count in range(fewest, 0, -1) if model.num_heads % count == 0)
+    return {"mha": model.num_heads, "mqa": 1, "gqa": model.num_kv_heads or quarter}[model.attention]
 
 
 def feed_forward_width(config: Config) -> int:

@@ -34,7 +34,7 @@ class Model:
         ("mha", "gqa", "mqa"),
     )
     num_kv_heads: int = setting(
-        0, "Number of key/value heads K for gqa; 0 is a quarter of num_heads (at least 1).", at_least=0
+        0, "Number of key/value heads K for gqa; 0 is a quarter of num_heads, or the next smaller divisor.", at_least=0
     )
     head_width: int = setting(0, "Width H of one head; 0 is width / num_heads.", at_least=0)
     position: str = setting(

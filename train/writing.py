@@ -33,7 +33,7 @@ class Chosen(Token):
 
 @dataclass
 class Sample:
-    """What was written after a prompt; `text` ends before a stop string and never inside a character."""
+    """What was written after a prompt; `text` ends before a stop string, and leaves out a character begun last."""
 
     prompt: str
     text: str = ""
@@ -66,7 +66,7 @@ class _Row:
     def add(self, token: Chosen, text_bytes: bytes, is_end: bool) -> str:
         """Take one more token in; return the text that is now certain to stay."""
         self.sample.tokens.append(token)
-        self.sample.text += self._decoder.decode(text_bytes, final=is_end)
+        self.sample.text += self._decoder.decode(text_bytes)
         found = [at for at in (self.sample.text.find(string) for string in self.stop) if at >= 0]
         if found:
             self.sample.text = self.sample.text[: min(found)]
@@ -75,9 +75,7 @@ class _Row:
 
     def close(self) -> str:
         """No more tokens will come; return the text that was held back."""
-        if not self.finished:
-            self.finished = True
-            self.sample.text += self._decoder.decode(b"", final=True)
+        self.finished = True
         return self._news(len(self.sample.text))
 
     def _news(self, upto: int) -> str:

@@ -164,6 +164,8 @@ def test_derived_sizes():
     assert num_kv_heads(changed(model__attention="mha")) == 8
     assert num_kv_heads(changed(model__attention="mqa")) == 1
     assert num_kv_heads(changed(model__num_heads=2)) == 1
+    assert num_kv_heads(changed(model__num_heads=9)) == 1  # 2, a quarter, does not divide 9.
+    assert num_kv_heads(changed(model__num_heads=12)) == 3
     assert head_width(changed(model__head_width=5)) == 5
     assert feed_forward_width(changed(model__gated=False)) == 4 * 256
     assert feed_forward_width(changed(model__feed_forward_width=7)) == 7
