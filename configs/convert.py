@@ -140,9 +140,18 @@ def _check_run(config: Config) -> None:
             f"--model.max_length={config.model.max_length} is less than --data.length={data.length}: "
             f"the position table would end before the text does."
         )
-    for name in ("beta1", "beta2", "ema_decay", "decay_fraction"):
-        if getattr(optimizer, name) > 1:
-            raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be at most 1.")
+    for name in ("beta1", "beta2", "ema_decay"):
+        if getattr(optimizer, name) >= 1:
+            raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be below 1.")
+    if optimizer.decay_fraction > 1:
+        raise ConfigError(f"--optimizer.decay_fraction={optimizer.decay_fraction} must be at most 1.")
+    if optimizer.name == "schedule_free" and optimizer.beta1 == 0:
+        raise ConfigError("--optimizer.beta1=0 leaves schedule_free without its average; 0.9 is usual.")
+    if optimizer.name == "schedule_free" and optimizer.ema_decay:
+        raise ConfigError(
+            f"--optimizer.ema_decay={optimizer.ema_decay} with --optimizer.name=schedule_free averages twice: "
+            f"set ema_decay to 0."
+        )
     if train.label_smoothing >= 1:
         raise ConfigError(f"--train.label_smoothing={train.label_smoothing} must be below 1.")
 
@@ -169,6 +178,24 @@ def feed_forward_width(config: Config) -> int:
 def max_length(config: Config) -> int:
     """Rows of a learned position table."""
     return config.model.max_length or config.data.length
+
+
+def longest_text(config: Config) -> int | None:
+    """The most tokens that the network can read at once; None if its positions have no end."""
+    return max_length(config) if config.model.position == "learned" else None
+
+
+def check_length(config: Config, length: int) -> None:
+    """Refuse a text of `length` tokens that a learned position table has no rows for.
+
+    Raises:
+      ConfigError: names both numbers.
+    """
+    longest = longest_text(config)
+    if longest is not None and length > longest:
+        raise ConfigError(
+            f"The text has {length} tokens, but this network's learned position table has {longest} rows: shorten it."
+        )
 
 
 def layer_windows(config: Config) -> list[int]:

@@ -29,7 +29,7 @@ def quickstart() -> Config:
         optimizer=Optimizer(
             name="muon", learning_rate=0.01, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
         ),
-        train=Train(steps=500, batch_size=32, eval_every=250, checkpoint_every=250, sample_every=100),
+        train=Train(steps=560, batch_size=32, eval_every=280, checkpoint_every=280, sample_every=140),
     )
 
 

@@ -18,7 +18,8 @@ from absl import flags
 from launch import start
 
 FLAGS = flags.FLAGS
-LONGEST = 256  # Tokens in a picture: beyond that its squares are smaller than a pixel, and hovering is slow.
+LONGEST_PICTURE = 256  # Tokens: beyond that the squares are smaller than a pixel, and hovering is slow.
+LONGEST_JSON = 2048  # Tokens: all weights are kept in memory, and their number grows with the square.
 
 
 def define(_: Sequence[str]) -> None:
@@ -42,20 +43,22 @@ def run() -> None:
         raise ConfigError("--text is empty: give it the text to read.")
     start.keep_memory()
     start.prepare_jax()
-    from launch.views.look import count, look_at
+    from launch.look import count, look_at, read_ids
     from model import build
     from train.checkpoint import restore_params
 
     restored = restore_params(FLAGS.checkpoint)
-    look = look_at(build(restored.config), restored.params, restored.tokenizer, FLAGS.text)
+    ids, longest = read_ids(restored.tokenizer, FLAGS.text), LONGEST_JSON if FLAGS.json else LONGEST_PICTURE
+    if len(ids) > longest:
+        raise ConfigError(
+            f"--text has {len(ids)} tokens, more than {longest}: shorten it"
+            + (f", or use --json (up to {LONGEST_JSON})." if longest < LONGEST_JSON else ".")
+        )
+    look = look_at(build(restored.config), restored.params, restored.tokenizer, ids)
     if FLAGS.json:
         print(json.dumps({"tokens": look.tokens, "weights": look.rounded()}))
         return
 
-    if len(look.tokens) > LONGEST:
-        raise ConfigError(
-            f"--text has {len(look.tokens)} tokens; a picture is readable up to {LONGEST}: shorten it, or use --json."
-        )
     from launch.views.attention import attention_page, attention_png
     from launch.views.structure import structure_svg
 

@@ -8,8 +8,8 @@ import statistics
 from pathlib import Path
 from typing import Any, TextIO
 
-from configs.convert import to_dict
-from launch.views.look import count, look_at
+from configs.convert import longest_text, to_dict
+from launch.look import count, look_at, read_ids
 from launch.views.report import Report, report_page
 from launch.views.structure import structure_svg
 from launch.views.terminal import Console
@@ -24,7 +24,7 @@ from train.writing import write
 NUM_SAMPLES = 3
 TABLE_PROMPTS = 2
 TABLE_TOKENS = 12
-LOOK_CHARACTERS = 120  # Of held-out text in the attention picture: about 40 tokens, which is what fits on a screen.
+LOOK_TOKENS = 40  # Of held-out text in the attention picture: what fits on a screen.
 
 
 def write_report(run: Run, command: str, terminal: TextIO) -> Path:
@@ -46,7 +46,7 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
         module, params, tokenizer, [config.train.sample_prompt, held_out_text][:TABLE_PROMPTS],
         Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=range(TABLE_PROMPTS), top=5,
     )  # fmt: skip
-    look = look_at(module, params, tokenizer, held_out_text)
+    look = look_at(module, params, tokenizer, read_ids(tokenizer, held_out_text))
     evaluations = [line for line in metrics if "eval/bits_per_byte" in line]
     report = Report(
         config=to_dict(config),
@@ -89,11 +89,12 @@ def _baselines(run: Run) -> dict[str, float]:
 
 
 def _held_out_sentence(run: Run) -> str:
-    """The beginning of the first held-out section that is long enough, cut at a space."""
-    sections = run.corpus.held_out
-    texts = (sections[index].text.strip() for index in range(len(sections)))
-    text = next((text for text in texts if len(text) > LOOK_CHARACTERS), sections[0].text)
-    return text[:LOOK_CHARACTERS].rsplit(" ", 1)[0]
+    """The beginning of the first held-out section that is long enough (the very first, if none is)."""
+    sections, tokenizer = run.corpus.held_out, run.tokenizer
+    length = min(LOOK_TOKENS, longest_text(run.config) or LOOK_TOKENS) - 1  # The end-of-text token comes before it.
+    texts = (tokenizer.encode(sections[index].text.strip()) for index in range(min(len(sections), 100)))
+    ids = next((ids for ids in texts if len(ids) >= length), tokenizer.encode(sections[0].text))
+    return tokenizer.decode(ids[:length]).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list[tuple[str, str]]:

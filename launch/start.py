@@ -46,6 +46,8 @@ def program(
     except (flags.Error, ConfigError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # As a shell reports it; a training run in its loop saves instead and ends with 0.
     except BrokenPipeError:  # Whoever read our output has seen enough (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (*_expected_errors(), OSError) as error:

@@ -5,6 +5,7 @@ Shapes: B batch, T length, S key length, D model width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -43,7 +44,7 @@ class Block(nn.Module):
         tap(self, "residual/after", x_BTD)
         return x_BTD, None
 
-    def add(self, x_BTD: jax.Array, name: str, layer) -> jax.Array:
+    def add(self, x_BTD: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """x + layer(x), with the norm before the layer, after the sum (2017), or on both ends of the layer."""
         model = self.config.model
         y_BTD = x_BTD

@@ -1,4 +1,4 @@
-"""The parts of a block that are not attention: linear maps, norms, the feed-forward layer, dropout.
+"""The parts of a block that are not attention: linear maps, norms, the feed-forward layer.
 
 Shapes: B batch, T length, D model width, F feed-forward width.
 """

@@ -6,7 +6,7 @@ JAX replicates silently where a name is unknown; here that is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,7 +97,6 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
         (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
         (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
         (f"--model.feed_forward_width: {feed_forward_width(config)}", feed_forward_width(config), ("tensor",)),
-        (f"--tokenizer.vocab_size={config.tokenizer.vocab_size}", config.tokenizer.vocab_size, ("tensor",)),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
     ):  # fmt: skip
         ways = math.prod(size[axis] for axis in axes)
@@ -125,8 +124,19 @@ def partition(*names: str) -> PartitionSpec:
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Tell the compiler how an activation lies on the mesh; outside of a mesh, nothing."""
-    spec = partition(*names)
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
+    spec, mesh = partition(*names), jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, _fitting(spec, names, x.shape, mesh.shape))
+
+
+def _fitting(
+    spec: PartitionSpec, names: tuple[str, ...], shape: tuple[int, ...], size: Mapping[str, int]
+) -> PartitionSpec:
+    """`spec` without the vocabulary's axis where that does not divide it: a given tokenizer has the size it has."""
+    ways = math.prod(size[axis] for axis in RULES["vocabulary"])
+    return PartitionSpec(
+        *(None if name == "vocabulary" and length % ways else group
+          for name, length, group in zip(names, shape, spec, strict=True))
+    )  # fmt: skip
 
 
 def parameter_axes(path: str) -> tuple[str, ...]:
@@ -150,9 +160,13 @@ def parameter_shapes(module: Any) -> Any:
 
 def param_shardings(module: Any, mesh: Mesh) -> Any:
     """Where each parameter lies: a tree like the parameters, of `NamedSharding`."""
-    flat = flatten_dict(parameter_shapes(module), sep="/")
-    shardings = {path: NamedSharding(mesh, partition(*parameter_axes(path))) for path in flat}
-    return unflatten_dict(shardings, sep="/")
+    flat: dict[str, Any] = flatten_dict(parameter_shapes(module), sep="/")
+
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        names = parameter_axes(path)
+        return NamedSharding(mesh, _fitting(partition(*names), names, shape, mesh.shape))
+
+    return unflatten_dict({path: place(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

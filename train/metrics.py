@@ -94,10 +94,13 @@ class WeightsAndBiases:
         identity = run_dir / "wandb_id"
         if not identity.exists():
             write_atomically(identity, wandb.util.generate_id())
-        self._run = wandb.init(
-            project=config.train.wandb, name=config.name, id=identity.read_text(), resume="allow",
-            dir=str(run_dir), config=to_dict(config), settings=wandb.Settings(console="off"),
-        )  # fmt: skip
+        try:
+            self._run = wandb.init(
+                project=config.train.wandb, name=config.name, id=identity.read_text(), resume="allow",
+                dir=str(run_dir), config=to_dict(config), settings=wandb.Settings(console="off"),
+            )  # fmt: skip
+        except Exception as error:  # No login, no network: wandb has many classes for it.
+            raise ConfigError(f"--train.wandb={config.train.wandb} cannot be used: {error}") from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sends the metrics."""

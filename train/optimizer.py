@@ -98,11 +98,8 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     The chain is the same for all: clip by global norm, find a direction, add the decayed weights where the
     mask says so (decoupled, so times the learning rate), scale by the learning rate. `learning_rate` is
     comparable over adamw, adafactor, muon and schedule_free; lion wants a third to a tenth of it.
-
-    Raises ConfigError for settings that exclude each other.
     """
     settings = config.optimizer
-    check(config)
     rate = schedule(config)
     chain: list[Any] = [_direction(config, params_shape)]
     if settings.weight_decay:
@@ -115,19 +112,6 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     if settings.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     return _in_float32(optax.chain(*chain))
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for optimizer settings that exclude each other."""
-    settings = config.optimizer
-    if settings.name == "schedule_free":
-        if settings.beta1 == 0:
-            raise ConfigError("--optimizer.beta1=0 leaves schedule_free without its average; 0.9 is usual")
-        if settings.ema_decay:
-            raise ConfigError(
-                f"--optimizer.ema_decay={settings.ema_decay} with --optimizer.name=schedule_free averages twice; "
-                "set ema_decay to 0"
-            )
 
 
 def decay_mask(params: Params) -> Params:

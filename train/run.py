@@ -42,12 +42,13 @@ def open_run(config: Config, folder: Path) -> Run:
 
     Raises ConfigError with the differences if it is that of another config; DataError if the text is another.
     """
+    from train.checkpoint import finished_steps
     from train.data.sections import check_unchanged
     from train.data.sources import open_corpus
     from train.data.tokenizer import Tokenizer, make_tokenizer
 
     corpus = open_corpus(config.data)
-    if not (folder / "config.json").exists():
+    if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
         tokenizer = make_tokenizer(config.tokenizer, corpus)
         asked, config = config, _with_vocabulary(config, tokenizer.size)
         with writing(folder):

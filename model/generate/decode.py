@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import max_length
+from configs.convert import check_length, longest_text
 from configs.schema import Config
 from model.decoder import Decoder
 from model.generate.cache import empty_cache
@@ -58,6 +58,8 @@ def generate(
 ) -> Iterator[Chunk]:
     """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written `end`.
 
+    A text also ends where a learned position table does.
+
     Args:
       prompts: token ids, at least one per row; lengths may differ.
       seeds: one per row; a row's text depends on its own prompt and seed only.
@@ -65,18 +67,17 @@ def generate(
       top: how many of the likeliest tokens to report at each place.
 
     Raises:
-      ValueError: an empty prompt, or a text longer than a learned position table.
+      ValueError: an empty prompt.
+      ConfigError: a prompt longer than a learned position table.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     if not len(prompts) or lengths.min() == 0:
         raise ValueError("A prompt needs at least one token.")
     longest = int(lengths.max())
     config: Config = module.config
-    if config.model.position == "learned" and longest + max_tokens > max_length(config):
-        raise ValueError(
-            f"{longest} prompt tokens and --max_tokens={max_tokens} are more than the {max_length(config)} positions "
-            f"of this network's learned table: shorten one of them."
-        )
+    room = longest_text(config)
+    check_length(config, longest)
+    max_tokens = min(max_tokens, room - longest) if room else max_tokens
     padded, slots = _bucket(longest), _bucket(longest + max_tokens)
     tokens_BT = np.full((len(prompts), padded), end, np.int32)
     positions_BT = np.full((len(prompts), padded), slots, np.int32)  # Beyond the cache: padding is not kept.

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+from configs.convert import check_length
+from model.decoder import Decoder
 from model.lens.places import INTERMEDIATES
 
 
 def record(
-    module: nn.Module, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
+    module: Decoder, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
 ) -> dict[str, jax.Array]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
@@ -23,12 +24,14 @@ def record(
 
     Raises:
       KeyError: a place that this network does not have; the message lists those it has.
+      ConfigError: a text longer than a learned position table.
     """
+    check_length(module.config, tokens_BT.shape[1])
     return _record(module, params, tokens_BT, tuple(what))
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _record(module: nn.Module, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
+def _record(module: Decoder, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
     logits_BTV, variables = module.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]

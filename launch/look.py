@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import max_length
-from configs.schema import ConfigError
 from model.decoder import Decoder
 from model.lens.record import record
 from train.data.tokenizer import Tokenizer
@@ -28,21 +27,15 @@ class Look:
         return np.round(self.weights_LNTS.astype(np.float64), 6).tolist()
 
 
-def look_at(module: Decoder, params: Any, tokenizer: Tokenizer, text: str) -> Look:
-    """Read `text` as the beginning of a document, after the end-of-text token, as in training.
-
-    Raises:
-      ConfigError: it is longer than a learned position table.
-    """
-    ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
-    config = module.config
-    if config.model.position == "learned" and len(ids) > max_length(config):
-        raise ConfigError(
-            f"The text has {len(ids)} tokens, but this network's learned position table has {max_length(config)} rows: "
-            f"shorten the text."
-        )
+def look_at(module: Decoder, params: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> Look:
+    """What the network attends to while it reads the tokens `ids` (`read_ids` of a text)."""
     weights_LBNTS = record(module, params, jnp.array([ids], jnp.int32))["layers/attention/weights"]
     return Look([tokenizer.token_text(id) for id in ids], np.asarray(weights_LBNTS[:, 0]))
+
+
+def read_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of `text` as the beginning of a document: after the end-of-text token, as in training."""
+    return [tokenizer.end_of_text, *tokenizer.encode(text)]
 
 
 def count(params: Any) -> int:
