@@ -28,6 +28,7 @@ class Places:
     distance_BTS: jax.Array  # How far each key lies behind each query, int32.
     visible_BTS: jax.Array  # Causal and within one document, bool.
     rotation: tuple[jax.Array, jax.Array] | None  # RoPE's cosines and sines.
+    rows_B: jax.Array  # Number of each row in the whole batch, int32.
 
 
 class Attention(nn.Module):

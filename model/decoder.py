@@ -17,7 +17,7 @@ from configs.convert import layer_windows, max_length
 from configs.schema import Config
 from model import masks, positions
 from model.attention import Attention, Places
-from model.layers import FeedForward, Linear, Norm
+from model.layers import Dropout, FeedForward, Linear, Norm
 from model.lens.places import INTERMEDIATES, tap
 from model.sharding import constrain
 
@@ -38,13 +38,13 @@ class Block(nn.Module):
         """Map the residual stream [B,T,D] to itself, in the form that `nn.scan` takes (carry, no output)."""
         tap(self, "residual/before", x_BTD)
         attention = Attention(self.config, name="attention")
-        x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window))
+        x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window), places)
         tap(self, "residual/middle", x_BTD)
-        x_BTD = self.add(x_BTD, "feed_forward", FeedForward(self.config, name="feed_forward"))
+        x_BTD = self.add(x_BTD, "feed_forward", FeedForward(self.config, name="feed_forward"), places)
         tap(self, "residual/after", x_BTD)
         return x_BTD, None
 
-    def add(self, x_BTD: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def add(self, x_BTD: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], places: Places) -> jax.Array:
         """x + layer(x), with the norm before the layer, after the sum (2017), or on both ends of the layer."""
         model = self.config.model
         y_BTD = x_BTD
@@ -53,7 +53,7 @@ class Block(nn.Module):
         y_BTD = layer(y_BTD)
         if model.norm_position == "both":
             y_BTD = Norm(self.config, model.norm, name=f"{name}_post_norm")(y_BTD)
-        x_BTD = x_BTD + nn.Dropout(model.dropout, deterministic=self.deterministic)(y_BTD)
+        x_BTD = x_BTD + Dropout(model.dropout, self.deterministic)(y_BTD, places.rows_B)
         if model.norm_position == "post":
             x_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(x_BTD)
         return constrain(x_BTD, "batch", "length", "width")
@@ -96,6 +96,7 @@ class Decoder(nn.Module):
         tokens_BT: jax.Array,
         positions_BT: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
+        rows_B: jax.Array | None = None,
         *,
         deterministic: bool = True,
     ) -> jax.Array:
@@ -105,12 +106,15 @@ class Decoder(nn.Module):
           tokens_BT: int32 token ids.
           positions_BT: place of each token in its document, by default 0..T-1; with a `cache`, also its slot.
           segments_BT: which packed document each token belongs to; by default all are one. Not with a cache.
+          rows_B: number of each row in the whole batch, by default 0..B-1; dropout differs between rows.
           deterministic: False drops activations, with the random stream `dropout`.
         """
         config, model = self.config, self.config.model
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        places = self.places(positions_BT, segments_BT)
+        if rows_B is None:
+            rows_B = jnp.arange(tokens_BT.shape[0], dtype=jnp.int32)
+        places = self.places(positions_BT, segments_BT, rows_B)
 
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
         x_BTD = tokens(tokens_BT)
@@ -118,7 +122,7 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + Embedding(config, max_length(config), "positions", name="position")(positions_BT)
         elif model.position == "sinusoidal":
             x_BTD = x_BTD + positions.sinusoids(positions_BT, model.width).astype(x_BTD.dtype)
-        x_BTD = nn.Dropout(model.dropout, deterministic=deterministic)(x_BTD)
+        x_BTD = Dropout(model.dropout, deterministic)(x_BTD, places.rows_B)
 
         x_BTD, _ = self.blocks(deterministic)(x_BTD, np.array(layer_windows(config), np.int32), places)
         if model.norm_position != "post":
@@ -150,7 +154,7 @@ class Decoder(nn.Module):
         )
         return stack(self.config, deterministic, name="layers")
 
-    def places(self, positions_BT: jax.Array, segments_BT: jax.Array | None) -> Places:
+    def places(self, positions_BT: jax.Array, segments_BT: jax.Array | None, rows_B: jax.Array) -> Places:
         """Distances and visibility between the tokens and all keys: those of this call, or the cache's slots."""
         keys_BS = positions_BT
         cache = self.variables.get("cache")
@@ -162,4 +166,4 @@ class Decoder(nn.Module):
         if segments_BT is not None:
             visible_BTS = visible_BTS & masks.same_segment(segments_BT, segments_BT)
         rotation = positions.rope_rotation(self.config, positions_BT) if self.config.model.position == "rope" else None
-        return Places(positions_BT, distance_BTS, visible_BTS, rotation)
+        return Places(positions_BT, distance_BTS, visible_BTS, rotation, rows_B)

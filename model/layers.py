@@ -1,4 +1,4 @@
-"""The parts of a block that are not attention: linear maps, norms, the feed-forward layer.
+"""The parts of a block that are not attention: linear maps, norms, dropout, the feed-forward layer.
 
 Shapes: B batch, T length, D model width, F feed-forward width.
 """
@@ -46,6 +46,26 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.dtype(model.param_dtype))
             y = y + bias.astype(model.dtype)[(None,) * (x.ndim - count)]
         return y
+
+
+class Dropout(nn.Module):
+    """Set a share of the numbers to 0 and scale the others up (Srivastava et al. 2014).
+
+    What is dropped from a row is a function of the random stream and the row's number alone, so that it depends neither
+    on microbatches nor on the devices that share the batch.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, rows_B: jax.Array) -> jax.Array:
+        """Drop from [B,T,D], whose rows have the numbers `rows_B`."""
+        if self.deterministic or self.rate == 0:
+            return x_BTD
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
+        kept_BTD = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x_BTD.shape[1:]))(keys_B)
+        return jnp.where(kept_BTD, x_BTD / (1 - self.rate), jnp.zeros_like(x_BTD))
 
 
 class Norm(nn.Module):

@@ -156,16 +156,10 @@ def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss
     smoothing, z_loss = config.train.label_smoothing, config.train.z_loss
 
     def logits_of(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        inputs = (batch["inputs"], batch["positions"], batch["segments"])
-        if not config.model.dropout:
-            return module.apply({"params": params}, *inputs, deterministic=True)
-
-        def one_row(row: jax.Array, *row_inputs: jax.Array) -> jax.Array:
-            rngs = {"dropout": jax.random.fold_in(key, row)}
-            one = (x[None] for x in row_inputs)
-            return module.apply({"params": params}, *one, deterministic=False, rngs=rngs)[0]
-
-        return jax.vmap(one_row)(batch["rows"], *inputs)
+        inputs = (batch["inputs"], batch["positions"], batch["segments"], batch["rows"])
+        return module.apply(
+            {"params": params}, *inputs, deterministic=not config.model.dropout, rngs={"dropout": key}
+        )  # fmt: skip
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array, count: jax.Array) -> tuple[jax.Array, Loss]:
         logits_BTV = logits_of(params, batch, key)

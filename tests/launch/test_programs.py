@@ -194,6 +194,20 @@ def test_what_is_missing_is_named_with_status_1(name, arguments, words, tmp_path
     assert "Traceback" not in errors
 
 
+def test_a_run_with_a_learned_position_table_also_ends_with_its_report(tmp_path, smoke):
+    printed = program(
+        "train", *smoke, "--model.position=learned", "--train.steps=2", f"--run={tmp_path / 'run'}"
+    ).stdout
+    assert "report: " in printed
+    program("attend", f"--checkpoint={tmp_path / 'run'}", "--text=" + "a cat " * 30, "--json", status=2)
+
+
+def test_a_text_too_long_for_a_picture_is_refused_before_it_is_read(trained):
+    errors = program("attend", f"--checkpoint={trained[0]}", "--text=" + "a" * 300, status=2).stderr
+    assert "301 tokens" in errors
+    assert "--json" in errors
+
+
 def test_help_shows_every_flag_with_its_default_and_a_sentence():
     shown = program("train", "--config=smoke", "--help").stdout
     for line in ("--run=", "--config=quickstart", "--model.num_heads=4", "--model.norm=rms", "--mesh.data=-1"):

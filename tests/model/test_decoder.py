@@ -84,7 +84,7 @@ def test_attention_without_positions_sees_a_set():
 
     @jax.jit
     def attend(x_BTD, visible_BTS):
-        places = Places(jnp.arange(T)[None], jnp.zeros((1, T, T), jnp.int32), visible_BTS, None)
+        places = Places(jnp.arange(T)[None], jnp.zeros((1, T, T), jnp.int32), visible_BTS, None, jnp.arange(1))
         return module.apply({"params": params}, x_BTD, places, 0)
 
     np.testing.assert_allclose(attend(x_BTD[:, order], everything), attend(x_BTD, everything)[:, order], atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 from tiny import VOCABULARY, random_params, random_tokens, tiny
 
 from configs.convert import override
+from configs.schema import ConfigError
 from model import build
 from model.generate import Chunk, Sampling, generate
 from model.generate.decode import CHUNK
@@ -134,7 +135,10 @@ def test_prompts_that_cannot_be_continued_are_refused(network):
             run(*network, prompts, [0] * len(prompts))
 
 
-def test_a_text_longer_than_the_learned_position_table_is_refused_before_it_is_written():
+def test_a_text_ends_where_a_learned_position_table_does_and_a_longer_prompt_is_refused():
     module = build(override(tiny(position="learned"), {"data.length": 16}))
-    with pytest.raises(ValueError, match=r"9 prompt tokens.*--max_tokens=8.*16 positions"):
-        next(generate(module, None, PROMPTS, Sampling(), max_tokens=8, seeds=[0, 1, 2], end=NEVER))
+    params = random_params(module)
+    written, _ = run(module, params, max_tokens=NEW)
+    assert written.tokens_BC.shape[1] == 16 - max(map(len, PROMPTS))
+    with pytest.raises(ConfigError, match=r"17 tokens.*16 rows"):
+        next(generate(module, params, [[1] * 17], PLAIN, max_tokens=8, seeds=[0], end=NEVER))

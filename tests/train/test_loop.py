@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import schema
 from configs.convert import override
 from configs.presets import smoke
 from configs.schema import Config, ConfigError
@@ -312,3 +313,33 @@ def test_a_save_that_fails_stops_the_run(short, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(CheckpointError, match="no room"):
         train(short, tmp_path / "run", "command")
+
+
+def test_a_start_that_failed_does_not_claim_the_folder(short, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"--mesh\.data=3"):
+        train(override(short, {"mesh.data": 3}), folder, "command")
+    assert (folder / "config.json").exists()
+    assert train(override(short, {"model.width": 32}), folder, "command").finished
+
+
+def test_on_a_mesh_a_run_is_the_same_as_on_one_device_also_when_it_goes_on(config, tmp_path, monkeypatch):
+    without_measuring()
+    changes = {"train.steps": 4, "train.eval_every": 2, "train.sample_every": 0, "train.checkpoint_every": 2}
+    short = override(config, {**changes, "train.batch_size": 8})
+    on_mesh = override(short, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+
+    class SoonStopped(loop.Stop):
+        def __call__(self) -> bool:
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked >= 3
+
+    assert not train(on_mesh, tmp_path / "mesh", "command", stop=SoonStopped()).finished
+    assert train(on_mesh, tmp_path / "mesh", "command").finished
+    monkeypatch.setattr(loop, "make_mesh", lambda mesh: make_mesh(schema.Mesh(), jax.devices()[:1]))
+    assert train(short, tmp_path / "one", "command").finished
+    for name in ("train/loss", "eval/loss"):
+        one, mesh = (
+            [line[name] for line in lines(tmp_path / run / "metrics.jsonl") if name in line] for run in ("one", "mesh")
+        )
+        np.testing.assert_allclose(mesh, one, rtol=1e-5)
