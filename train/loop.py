@@ -24,7 +24,7 @@ from train.data.pipeline import held_out_batches, train_batches
 from train.evaluate import make_evaluate, put
 from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
 from train.optimizer import evaluation_params, make_optimizer
-from train.run import Run, RunFolderError, open_run, write_atomically
+from train.run import Run, RunFolderError, held, open_run, write_atomically
 from train.step import init_state, jit_train_step, make_train_step, state_shape
 from train.writing import harmless
 
@@ -98,6 +98,7 @@ def train(
             stop = Stop()
             stop.install()
             closing.callback(stop.uninstall)
+        closing.enter_context(held(Path(folder)))
         run = open_run(config, Path(folder))
         trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
         closing.callback(trainer.close)

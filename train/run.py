@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from configs.convert import differences, from_dict, to_dict
 from configs.schema import Config, ConfigError
 
@@ -51,8 +53,6 @@ def open_run(config: Config, folder: Path) -> Run:
     if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
         tokenizer = make_tokenizer(config.tokenizer, corpus)
         asked, config = config, _with_vocabulary(config, tokenizer.size)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         origin = {"corpus": corpus.record(), "vocab_size": asked.tokenizer.vocab_size}
         write_atomically(folder / "data.json", json.dumps(origin))
         write_atomically(folder / "tokenizer.json", tokenizer.to_json())
@@ -71,6 +71,31 @@ def open_run(config: Config, folder: Path) -> Run:
         tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8"), str(folder / "tokenizer.json"))
     write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=2))
     return Run(config, folder, corpus, tokenizer)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this process: two that train in one would overwrite each other's files.
+
+    A killed process holds nothing. Raises RunFolderError if another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Not a POSIX system: nothing is held.
+        yield
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            if jax.process_index() == 0:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(
+                f"Another process is training in {folder}: wait for it, stop it, or choose another folder with --run."
+            ) from error
+        yield
 
 
 def write_atomically(path: Path, text: str) -> None:

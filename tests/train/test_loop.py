@@ -30,7 +30,7 @@ from train import loop
 from train.checkpoint import CheckpointError, Checkpoints, finished_steps
 from train.data.sections import DataError
 from train.loop import TrainingError, train
-from train.run import RunFolderError
+from train.run import RunFolderError, held
 
 STEPS, KILLS, SECONDS = 120, 10, 120
 TIMES = ("train/tokens_per_second", "train/mfu")
@@ -343,3 +343,9 @@ def test_on_a_mesh_a_run_is_the_same_as_on_one_device_also_when_it_goes_on(confi
             [line[name] for line in lines(tmp_path / run / "metrics.jsonl") if name in line] for run in ("one", "mesh")
         )
         np.testing.assert_allclose(mesh, one, rtol=1e-5)
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(short, tmp_path):
+    with held(tmp_path), pytest.raises(RunFolderError, match="Another process is training"):
+        train(short, tmp_path, "command")
+    assert train(short, tmp_path, "command").finished
