@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from configs.convert import longest_text, to_dict
+from configs.schema import Config
 from launch.look import count, look_at, read_ids
 from launch.views.report import Report, report_page
 from launch.views.structure import structure_svg
@@ -51,7 +52,7 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
     report = Report(
         config=to_dict(config),
         command=command,
-        data=run.corpus.description,
+        data=run.corpus.description + _evaluated_on(config),
         metrics=metrics,
         samples=_lines(run.folder / "samples.jsonl"),
         baselines=_baselines(run),
@@ -62,15 +63,21 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
         structure_svg=structure_svg(config, count(params)),
         facts=_facts(run, metrics, count(params)),
     )
-    _tell(report, terminal)
+    _tell(report, config, terminal)
     path = run.folder / "report.html"
     write_atomically(path, report_page(report))
     return path
 
 
-def _tell(report: Report, terminal: TextIO) -> None:
+def _evaluated_on(config: Config) -> str:
+    """What to add where the run was judged on less than the baselines were."""
+    batches = config.train.eval_batches
+    return f" (evaluated on the first {batches} held-out batches, the baselines on all)" if batches else ""
+
+
+def _tell(report: Report, config: Config, terminal: TextIO) -> None:
     """The run's bits per byte beside those of the baselines."""
-    print("\nbits per byte of held-out text (less is better):", file=terminal)
+    print(f"\nbits per byte of held-out text{_evaluated_on(config)}, less is better:", file=terminal)
     rows = {**report.baselines, "this run": report.bits_per_byte}
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         print(f"  {name:<10} {bits:.3f}", file=terminal)

@@ -56,6 +56,7 @@ def test_training_ends_with_samples_baselines_and_the_path_of_the_report(trained
     assert "sample 1 of 3" in printed
     assert re.search(r"this run +\d\.\d{3}", printed)
     assert re.search(r"xz +\d\.\d{3}", printed)
+    assert "evaluated on the first 4 held-out batches" in printed
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("eval/bits_per_byte" in line for line in metrics)
     assert all("step" in line for line in metrics)
