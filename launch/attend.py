@@ -41,7 +41,6 @@ def run() -> None:
 
     if not FLAGS.text:
         raise ConfigError("--text is empty: give it the text to read.")
-    start.keep_memory()
     start.prepare_jax()
     from launch.look import count, look_at, read_ids
     from model import build

@@ -23,7 +23,6 @@ from train.run import Run, write_atomically
 from train.writing import write
 
 NUM_SAMPLES = 3
-TABLE_PROMPTS = 2
 TABLE_TOKENS = 12
 LOOK_TOKENS = 40  # Of held-out text in the attention picture: what fits on a screen.
 
@@ -44,8 +43,8 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
     metrics = _lines(run.folder / "metrics.jsonl")
     held_out_text = _held_out_sentence(run)
     tables = write(
-        module, params, tokenizer, [config.train.sample_prompt, held_out_text][:TABLE_PROMPTS],
-        Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=range(TABLE_PROMPTS), top=5,
+        module, params, tokenizer, [config.train.sample_prompt, held_out_text],
+        Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=(0, 1), top=5,
     )  # fmt: skip
     look = look_at(module, params, tokenizer, read_ids(tokenizer, held_out_text))
     evaluations = [line for line in metrics if "eval/bits_per_byte" in line]

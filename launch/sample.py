@@ -40,41 +40,33 @@ def define(_: Sequence[str]) -> None:
 def run() -> None:
     """Restore, write, show."""
     from configs.schema import ConfigError
-    from model.generate import Sampling
 
     for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0)):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
-    try:
-        sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-    start.keep_memory()
     start.prepare_jax()
     from launch.views.terminal import Console
     from model import build
+    from model.generate import Sampling
     from train.checkpoint import restore_params
     from train.writing import write
 
+    sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
     restored = restore_params(FLAGS.checkpoint)
     prompts = [FLAGS.prompt] * FLAGS.num_samples
     console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=prompts)
-    try:
-        samples = write(
-            build(restored.config),
-            restored.params,
-            restored.tokenizer,
-            prompts,
-            sampling,
-            max_tokens=FLAGS.max_tokens,
-            seeds=range(FLAGS.seed, FLAGS.seed + FLAGS.num_samples),
-            stop=FLAGS.stop,
-            top=min(FLAGS.table or 5, restored.tokenizer.size),
-            on_token=console.on_token if console else None,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    samples = write(
+        build(restored.config),
+        restored.params,
+        restored.tokenizer,
+        prompts,
+        sampling,
+        max_tokens=FLAGS.max_tokens,
+        seeds=range(FLAGS.seed, FLAGS.seed + FLAGS.num_samples),
+        stop=FLAGS.stop,
+        top=min(FLAGS.table or 5, restored.tokenizer.size),
+        on_token=console.on_token if console else None,
+    )
     if console:
         console.close()
         return

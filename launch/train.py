@@ -38,7 +38,6 @@ def run() -> None:
     if FLAGS.print_config:
         print(config_flags.to_json(config))
         return
-    start.keep_memory()
     start.prepare_jax()
     from train.loop import train
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from configs.schema import ConfigError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,7 +39,7 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
         ):
             if not valid:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be {range_text}.")
+                raise ConfigError(f"--{name}={getattr(self, name)}: it must be {range_text}.")
 
 
 def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
