@@ -166,7 +166,7 @@ def num_kv_heads(config: Config) -> int:
     model = config.model
     fewest = max(1, model.num_heads // 4)
     quarter = next(count for count in range(fewest, 0, -1) if model.num_heads % count == 0)
-    return {"mha": model.num_heads, "mqa": 1, "gqa": model.num_kv_heads or quarter}[model.attention]
+    return {"mqa": 1, "gqa": model.num_kv_heads or quarter}.get(model.attention, model.num_heads)
 
 
 def feed_forward_width(config: Config) -> int:
@@ -198,8 +198,34 @@ def check_length(config: Config, length: int) -> None:
         )
 
 
-def layer_windows(config: Config) -> list[int]:
-    """The sliding window of each layer, 0 where there is none."""
+def layer_windows(config: Config, num_layers: int) -> list[int]:
+    """The sliding window of each of `num_layers` layers, 0 where there is none."""
     model = config.model
     pattern = [model.window if letter == "L" else 0 for letter in model.window_pattern]
-    return [pattern[layer % len(pattern)] for layer in range(model.num_layers)]
+    return [pattern[layer % len(pattern)] for layer in range(num_layers)]
+
+
+def encoder_layers(config: Config) -> int:
+    """Layers of the encoder of an encoder-decoder."""
+    return config.model.encoder_layers or config.model.num_layers
+
+
+def translates(config: Config) -> bool:
+    """Whether the network reads a source and writes something else."""
+    return config.model.network in ("encoder_decoder", "lstm_encoder_decoder")
+
+
+def is_recurrent(config: Config) -> bool:
+    """Whether the network is an LSTM, of either kind."""
+    return config.model.network in ("lstm", "lstm_encoder_decoder")
+
+
+def source_length(config: Config) -> int:
+    """Tokens S in one row of source text."""
+    return config.data.source_length or config.data.length
+
+
+def has_final_norm(config: Config) -> bool:
+    """Whether there is a norm after the last layer."""
+    model = config.model
+    return model.final_norm == "on" or (model.final_norm == "auto" and model.norm_position != "post")

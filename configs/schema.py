@@ -22,52 +22,142 @@ def setting(default: T, help: str, choices: tuple[str, ...] = (), at_least: floa
 
 @dataclass(frozen=True)
 class Model:
-    """The network: a decoder-only Transformer, every choice a setting."""
+    """The network, every choice a setting."""
 
+    network: str = setting(
+        "decoder",
+        "decoder predicts the next token; encoder reads in both directions and fills in masked tokens; "
+        "encoder_decoder translates; lstm and lstm_encoder_decoder do so with recurrence.",
+        ("decoder", "encoder", "encoder_decoder", "lstm", "lstm_encoder_decoder"),
+    )
     num_layers: int = setting(4, "Number of Transformer blocks.", at_least=1)
+    encoder_layers: int = setting(0, "Layers of the encoder in an encoder-decoder; 0 is num_layers.", at_least=0)
     width: int = setting(256, "Model width D: the size of the vector that stands for a token.", at_least=1)
     num_heads: int = setting(8, "Number of attention (query) heads N.", at_least=1)
     attention: str = setting(
         "gqa",
-        "How keys and values are shared: mha gives each query head its own, gqa shares one among a group, "
-        "mqa one among all.",
-        ("mha", "gqa", "mqa"),
+        "mha gives each query head its own keys and values, gqa shares them in a group, mqa among all; latent keeps "
+        "one small vector per token (DeepSeek's MLA); linear and delta keep a state of fixed size instead.",
+        ("mha", "gqa", "mqa", "latent", "linear", "delta"),
     )
     num_kv_heads: int = setting(
         0, "Number of key/value heads K for gqa; 0 is a quarter of num_heads, or the next smaller divisor.", at_least=0
     )
     head_width: int = setting(0, "Width H of one head; 0 is width / num_heads.", at_least=0)
+    latent_width: int = setting(
+        0, "Latent attention: width of the vector that keys and values are made from; 0 is 4 x head width.", at_least=0
+    )
+    query_latent_width: int = setting(
+        0, "Latent attention: width of the vector that queries are made from; 0 makes them from the token.", at_least=0
+    )
+    latent_rope_width: int = setting(
+        0, "Latent attention: width of the rotated key that all heads share; 0 is half the head width.", at_least=0
+    )
+    convolution: int = setting(
+        4, "Delta attention: how many tokens a short convolution before it mixes; 0 is none.", at_least=0
+    )
+    attention_scale: float = setting(
+        0.0, "What attention scores are multiplied by; 0 is 1 / sqrt(head width).", at_least=0
+    )
+    alignment: str = setting(
+        "luong",
+        "LSTM encoder-decoder: how well state and source token match; luong: a bilinear form, bahdanau: a small "
+        "network (additive).",
+        ("luong", "bahdanau"),
+    )
     position: str = setting(
         "rope",
-        "How a token's place is told: rotary, a learned table, fixed sinusoids, a linear penalty on distance, or not.",
-        ("rope", "learned", "sinusoidal", "alibi", "none"),
+        "How a token's place is told: rotary, a learned table, fixed sinusoids, a linear penalty on distance, "
+        "a learned bias per range of distances (T5), or not.",
+        ("rope", "learned", "sinusoidal", "alibi", "relative", "none"),
     )
     rope_base: float = setting(10_000.0, "RoPE: base of the geometric series of wavelengths.", at_least=1)
+    rope_local_base: float = setting(
+        0.0, "RoPE: another base, without scaling, for layers with a window (Gemma 3); 0 is the same.", at_least=0
+    )
+    rope_fraction: float = setting(1.0, "RoPE: the share of each head's width that is rotated.", at_least=0)
     rope_scaling: str = setting(
-        "none", "RoPE: how positions are stretched beyond the trained length.", ("none", "linear", "ntk", "llama3")
+        "none",
+        "RoPE: how positions are stretched beyond the trained length.",
+        ("none", "linear", "ntk", "llama3", "yarn", "longrope"),
     )
     rope_scaling_factor: float = setting(1.0, "RoPE: by how much positions are stretched.", at_least=1)
     rope_original_length: int = setting(
-        8192, "RoPE, llama3 scaling: the length that the unscaled model was trained for.", at_least=1
+        8192, "RoPE scaling llama3, yarn, longrope: the length that the unscaled model was trained for.", at_least=1
     )
+    rope_slow: float = setting(
+        1.0, "RoPE scaling llama3, yarn: waves with fewer turns in the original length are stretched fully.", at_least=0
+    )
+    rope_fast: float = setting(
+        4.0, "RoPE scaling llama3, yarn: waves with more turns in the original length are kept.", at_least=0
+    )
+    rope_attention_factor: float = setting(
+        0.0, "RoPE scaling yarn, longrope: what rotated vectors are multiplied by; 0 is the method's own.", at_least=0
+    )
+    rope_factors: str = setting(
+        "", "RoPE scaling longrope: by how much each wave is stretched, comma-separated, half a head's width of them."
+    )
+    rope_long_factors: str = setting(
+        "", "RoPE scaling longrope: the same for texts beyond rope_original_length; empty is no other."
+    )
+    relative_buckets: int = setting(
+        32, "Relative positions: ranges of distances, each with a bias per head.", at_least=4
+    )
+    relative_distance: int = setting(128, "Relative positions: all longer distances share a bias.", at_least=2)
     max_length: int = setting(
         0, "Rows in a learned position table, so the longest text it can read; 0 is data.length.", at_least=0
     )
     norm: str = setting("rms", "Normalization: root mean square, or layer (mean and variance).", ("rms", "layer"))
     norm_position: str = setting(
-        "pre", "Normalize what enters a sub-layer, what leaves the residual sum, or both ends.", ("pre", "post", "both")
+        "pre",
+        "Normalize what enters a sub-layer (pre), the residual sum (post, the 2017 paper), what enters and what leaves "
+        "a sub-layer (both, Gemma), or only what leaves it (output, OLMo 2).",
+        ("pre", "post", "both", "output"),
+    )
+    final_norm: str = setting(
+        "auto", "Normalize after the last layer; auto does so unless norm_position is post.", ("auto", "on", "off")
     )
     norm_epsilon: float = setting(1e-6, "Added to the variance before its root is taken.", at_least=0)
-    qk_norm: bool = setting(False, "Normalize each head's queries and keys (RMS), which keeps scores bounded.")
+    qk_norm: str = setting(
+        "none",
+        "Normalize queries and keys (RMS), which keeps scores bounded: each head's by itself, or all heads' together.",
+        ("none", "head", "all"),
+    )
     activation: str = setting(
-        "silu", "Non-linearity of the feed-forward layer (relu2 is relu squared).", ("gelu", "silu", "relu", "relu2")
+        "silu",
+        "Non-linearity of the feed-forward layer (relu2 is relu squared; gelu is the usual approximation by tanh).",
+        ("gelu", "gelu_exact", "silu", "relu", "relu2"),
     )
     gated: bool = setting(True, "Multiply the activation by a second linear map (SwiGLU, GEGLU).")
     feed_forward_width: int = setting(
         0, "Hidden width F of the feed-forward layer; 0 is 4 x width, or 8/3 x width if gated.", at_least=0
     )
-    biases: bool = setting(False, "Add a bias to every linear map (and to layer norms).")
+    num_experts: int = setting(
+        0,
+        "Mixture of experts: feed-forward layers among which a router chooses for each token; 0 is one for all.",
+        at_least=0,
+    )
+    experts_per_token: int = setting(2, "Mixture of experts: how many experts each token goes to.", at_least=1)
+    expert_capacity: float = setting(
+        0.0,
+        "Mixture of experts: an expert takes at most this times its fair share of a row's tokens and the others are "
+        "dropped; 0 drops none.",
+        at_least=0,
+    )
+    router_renormalize: bool = setting(
+        True, "Mixture of experts: the weights of a token's experts add up to 1, else to their share of the router's."
+    )
+    router_balance: float = setting(
+        0.01, "Mixture of experts: weight of the loss that spreads tokens evenly over the experts.", at_least=0
+    )
+    router_z_loss: float = setting(
+        0.001, "Mixture of experts: weight of log(Z)^2 of the router, which keeps its logits small.", at_least=0
+    )
+    biases: bool = setting(False, "Add a bias to every linear map but the output layer (and to layer norms).")
+    qkv_biases: bool = setting(False, "Add a bias to queries, keys and values (Qwen 2), whatever biases says.")
+    output_bias: bool = setting(False, "Add a bias to the output logits.")
     tied_embeddings: bool = setting(True, "Use the token embedding, transposed, as the output layer.")
+    scale_embeddings: bool = setting(False, "Multiply token embeddings by sqrt(width) (Vaswani et al. 2017, Gemma).")
     window: int = setting(
         0, "Sliding window: a token sees itself and the window-1 before it; 0 sees everything before it.", at_least=0
     )
@@ -77,9 +167,15 @@ class Model:
     attention_softcap: float = setting(
         0.0, "Cap attention scores smoothly: cap * tanh(score / cap); 0 is off.", at_least=0
     )
+    logit_scale: float = setting(1.0, "What output logits are multiplied by (T5: 1 / sqrt(width)).", at_least=0)
     logit_softcap: float = setting(0.0, "Cap output logits smoothly in the same way; 0 is off.", at_least=0)
     attention_sinks: bool = setting(False, "A learned logit per head in each softmax, so that a head can look nowhere.")
     dropout: float = setting(0.0, "Share of activations dropped after the embedding and each sub-layer.", at_least=0)
+    lora_rank: int = setting(
+        0, "LoRA: train matrices of this rank beside the frozen ones (Hu et al. 2021); 0 trains everything.", at_least=0
+    )
+    lora_alpha: float = setting(16.0, "LoRA: what they add is scaled by this / lora_rank.", at_least=0)
+    lora_targets: str = setting("query,value", "LoRA: names of the linear maps that get one, comma-separated, or all.")
     dtype: str = setting("float32", "What is computed with.", ("float32", "bfloat16"))
     param_dtype: str = setting("float32", "What parameters are stored as.", ("float32", "bfloat16"))
     layers: str = setting(
@@ -102,10 +198,12 @@ class Tokenizer:
     """How text becomes numbers."""
 
     source: str = setting(
-        "bpe", "bpe: byte-level BPE trained on the training text; bytes: one token per byte; or a tokenizer.json."
+        "bpe",
+        "bpe: byte-level BPE trained on the training text; bytes: one token per byte; words: one token per word; "
+        "checkpoint: that of --init_from; or a tokenizer.json.",
     )
     vocab_size: int = setting(
-        4096, "Number of tokens that bpe learns; for the other sources it is read from them.", at_least=257
+        4096, "Number of tokens that bpe learns; for the other sources it is read from them.", at_least=2
     )
 
 
@@ -115,10 +213,16 @@ class Data:
 
     source: str = setting(
         "stdlib",
-        "stdlib: the running Python's own standard library; tfds:NAME[/CONFIG][:SPLIT]; text:GLOB; jsonl:GLOB.",
+        "stdlib: the running Python's own standard library; tfds:NAME[/CONFIG][:SPLIT]; text:GLOB; jsonl:GLOB; "
+        "pairs to translate: tsv:FILE, libreoffice[:FOLDER of .deb files], tfds; generated sentences: coreference.",
     )
+    languages: str = setting("", "Pairs to translate: from-to, such as en-zh; empty for text.")
     field: str = setting("text", "Which field holds the text in jsonl records and in TFDS examples.")
     length: int = setting(256, "Tokens in one row of a batch, T.", at_least=2)
+    source_length: int = setting(
+        0, "Tokens in one row of what an encoder-decoder translates from, S; 0 is data.length.", at_least=0
+    )
+    masked: float = setting(0.15, "Share of tokens that an encoder has to fill in.", at_least=0)
     held_out: float = setting(
         0.05, "Share of the text held out for evaluation where the source has no such split.", at_least=0
     )
@@ -182,6 +286,9 @@ class Train:
         "A loss above this multiple of its moving average is a spike; 0 looks for NaN and infinity only.",
         at_least=0,
     )
+    score_sentences: int = setting(
+        200, "Held-out sentences translated at each evaluation for BLEU and chrF, if pairs are read.", at_least=0
+    )
     wandb: str = setting("", "Weights & Biases project to log to as well; empty is off.")
 
 
@@ -191,6 +298,7 @@ class Mesh:
 
     data: int = setting(-1, "Devices that each take a share of the batch and hold all parameters.", at_least=-1)
     fsdp: int = setting(1, "Devices that share the batch and the parameters.", at_least=-1)
+    expert: int = setting(1, "Devices that share the batch and the experts.", at_least=-1)
     tensor: int = setting(1, "Devices that share each matrix: heads, hidden units, vocabulary.", at_least=-1)
 
 
@@ -199,6 +307,11 @@ class Config:
     """A whole run."""
 
     name: str = setting("quickstart", "Name of the run; its folder is runs/NAME unless --run says otherwise.")
+    init_from: str = setting(
+        "",
+        "Start from the weights, the network and the tokenizer of this checkpoint (as --checkpoint of launch.sample "
+        "takes it); empty starts from random weights.",
+    )
     model: Model = Model()
     tokenizer: Tokenizer = Tokenizer()
     data: Data = Data()

@@ -1,7 +1,7 @@
 """Multi-head attention: softmax(QK^T/sqrt(d))V, and nothing else.
 
-Each token asks (query), each token before it offers (key), and what is read is the average of what they hold (value),
-weighted by how well question and offer match. Vaswani et al. 2017, section 3.2.
+Each token asks (query), each token that it may see offers (key), and what is read is the average of what they hold
+(value), weighted by how well question and offer match. Vaswani et al. 2017, section 3.2.
 
 Shapes: B batch, T query length, S key length, D model width, N heads, K key/value heads, H head width.
 """
@@ -19,20 +19,27 @@ from model import kernels, masks, positions
 from model.layers import Linear, Norm, residual_gain
 from model.lens.places import recording, tap
 
+Rotation = tuple[jax.Array, jax.Array]
+
 
 @flax.struct.dataclass
 class Places:
-    """Where the tokens stand: what every layer's attention needs to know, computed once."""
+    """Where the tokens stand: what every layer needs to know about it, computed once."""
 
-    query_BT: jax.Array  # Position of each query, int32; in a cache it is the slot that its key is written to.
-    distance_BTS: jax.Array  # How far each key lies behind each query, int32.
-    visible_BTS: jax.Array  # Causal and within one document, bool.
-    rotation: tuple[jax.Array, jax.Array] | None  # RoPE's cosines and sines.
+    slot_BT: jax.Array  # Where each token is kept in a cache, int32: its position; padding lies beyond the cache.
+    begins_BT: jax.Array  # The first token of a text, where a recurrent state starts anew, bool.
+    real_BT: jax.Array  # Not padding, bool.
     rows_B: jax.Array  # Number of each row in the whole batch, int32.
+    distance_BTS: jax.Array  # How far each key lies behind each query, int32.
+    visible_BTS: jax.Array  # Who may look at whom, bool.
+    rotation: Rotation | None = None  # RoPE's cosines and sines.
+    local_rotation: Rotation | None = None  # The same for layers with a window, where those have a base of their own.
+    bias_BNTS: jax.Array | None = None  # Added to the scores (its first axes may be 1), float32.
+    source_visible_BTS: jax.Array | None = None  # The source tokens that belong to each token's text, bool.
 
 
 class Attention(nn.Module):
-    """One layer of multi-head attention over the text so far; reads and extends a `cache` collection if given one."""
+    """One layer of multi-head attention; reads and extends a `cache` collection if given one."""
 
     config: Config
 
@@ -40,46 +47,27 @@ class Attention(nn.Module):
     def __call__(self, x_BTD: jax.Array, places: Places, window: jax.Array) -> jax.Array:
         """What each token reads from the others, [B,T,D]; `window` is an int32 scalar, 0 for no window."""
         config, model = self.config, self.config.model
-        D, N, K, H = model.width, model.num_heads, num_kv_heads(config), head_width(config)
-
-        query_BTNH = Linear(config, (D,), (N, H), name="query")(x_BTD)
-        key_BSKH = Linear(config, (D,), (K, H), name="key")(x_BTD)
-        value_BSKH = Linear(config, (D,), (K, H), name="value")(x_BTD)
-        if model.qk_norm:
-            query_BTNH = Norm(config, "rms", name="query_norm")(query_BTNH)
-            key_BSKH = Norm(config, "rms", name="key_norm")(key_BSKH)
-        if places.rotation is not None:
-            query_BTNH = positions.rotate(query_BTNH, places.rotation)
-            key_BSKH = positions.rotate(key_BSKH, places.rotation)
-        key_BSKH, value_BSKH = self.remember(key_BSKH, value_BSKH, places.query_BT)
-
+        query_BTNH = query(config, x_BTD)
+        key_BSKH, value_BSKH = key_and_value(config, x_BTD)
+        rotation = places.rotation
+        if rotation is not None:
+            if places.local_rotation is not None:
+                both = zip(rotation, places.local_rotation, strict=True)
+                cos, sin = (jnp.where(window > 0, near, far) for far, near in both)
+                rotation = cos, sin
+            query_BTNH = positions.rotate(query_BTNH, rotation)
+            key_BSKH = positions.rotate(key_BSKH, rotation)
+        key_BSKH, value_BSKH = self.remember(key_BSKH, value_BSKH, places.slot_BT)
         visible_BTS = places.visible_BTS
         if model.window:
             visible_BTS = visible_BTS & masks.in_window(places.distance_BTS, window)
-        bias_BNTS = None
-        if model.position == "alibi":
-            slopes_1N11 = jnp.asarray(positions.alibi_slopes(N))[None, :, None, None]
-            bias_BNTS = -slopes_1N11 * places.distance_BTS[:, None].astype(jnp.float32)
-
-        if kernels.choose(config) == "fused" and not recording(self):
-            read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS)
-        else:
-            sinks_N = None
-            if model.attention_sinks:
-                sinks_N = self.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
-            read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
-                query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
-                softcap=model.attention_softcap, sinks_N=sinks_N,
-            )  # fmt: skip
-            tap(self, "weights", weights_BNTS)
-            tap(self, "scores", scores_BNTS)
-        return Linear(config, (N, H), (D,), gain=residual_gain(config), name="output")(read_BTNH)
+        return read(self, query_BTNH, key_BSKH, value_BSKH, visible_BTS, places.bias_BNTS)
 
     def remember(self, key_BTKH: jax.Array, value_BTKH: jax.Array, slots_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Write keys and values into the cache at their positions and return all of it; without a cache, return them.
+        """Write keys and values into the cache at their slots and return all of it; without a cache, return them.
 
         A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.
-        A position beyond the cache is dropped: that is how padding stays out of it.
+        A slot beyond the cache is dropped: that is how padding stays out of it.
         """
         if not self.has_variable("cache", "key"):
             return key_BTKH, value_BTKH
@@ -89,3 +77,77 @@ class Attention(nn.Module):
             kept_BSKH = kept_BSKH.at[row_B1, slots_BT].set(new_BTKH.astype(kept_BSKH.dtype), mode="drop")
             self.put_variable("cache", name, kept_BSKH)
         return self.get_variable("cache", "key"), self.get_variable("cache", "value")
+
+
+class CrossAttention(nn.Module):
+    """What a text that is being written reads from the text that it translates (Vaswani et al. 2017, section 3.2.3)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, places: Places, memory_BSD: jax.Array | None) -> jax.Array:
+        """What each token reads from the encoded source, [B,T,D]; with `memory_BSD` None, from the cache."""
+        query_BTNH = query(self.config, x_BTD)
+        if memory_BSD is not None:
+            key_BSKH, value_BSKH = key_and_value(self.config, memory_BSD)
+            if self.has_variable("cache", "key"):
+                self.put_variable("cache", "key", key_BSKH)
+                self.put_variable("cache", "value", value_BSKH)
+        else:
+            key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
+        assert places.source_visible_BTS is not None
+        return read(self, query_BTNH, key_BSKH, value_BSKH, places.source_visible_BTS, None)
+
+
+def query(config: Config, x_BTD: jax.Array) -> jax.Array:
+    """What each token asks, [B,T,N,H]."""
+    return _project(config, "query", x_BTD, config.model.num_heads)
+
+
+def key_and_value(config: Config, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What each token offers and what it holds, each [B,S,K,H]."""
+    K = num_kv_heads(config)
+    return _project(config, "key", x_BSD, K), _project(config, "value", x_BSD, K)
+
+
+def _project(config: Config, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
+    model, H = config.model, head_width(config)
+    y_BTNH = Linear(config, (model.width,), (heads, H), bias=model.biases or model.qkv_biases, name=name)(x_BTD)
+    if name == "value" or model.qk_norm == "none":
+        return y_BTNH
+    norm = Norm(config, "rms", name=f"{name}_norm")
+    if model.qk_norm == "head":
+        return norm(y_BTNH)
+    return norm(y_BTNH.reshape(*x_BTD.shape[:2], heads * H)).reshape(y_BTNH.shape)
+
+
+def read(
+    module: nn.Module,
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    visible_BTS: jax.Array,
+    bias_BNTS: jax.Array | None,
+) -> jax.Array:
+    """The average of the values that each query may see, through the kernel of the config and an output map, [B,T,D].
+
+    To be called in the compact method of `module`, a layer of attention: its weights and scores are recorded there.
+    """
+    config: Config = module.config  # type: ignore[attr-defined]
+    model = config.model
+    N, H = query_BTNH.shape[2:]
+    scale = model.attention_scale or H**-0.5
+    if kernels.choose(config) == "fused" and not recording(module):
+        read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
+    else:
+        sinks_N = None
+        if model.attention_sinks:
+            sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
+        read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
+            query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
+            scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
+        )  # fmt: skip
+        tap(module, "weights", weights_BNTS)
+        tap(module, "scores", scores_BNTS)
+    width = value_BSKH.shape[-1]
+    return Linear(config, (N, width), (model.width,), gain=residual_gain(config), name="output")(read_BTNH)

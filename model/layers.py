@@ -18,6 +18,7 @@ from configs.schema import Config
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # The tanh form of GELU: the exact one's gradient (erf) is four times slower on a CPU.
     "gelu": lambda x: nn.gelu(x, approximate=True),
+    "gelu_exact": lambda x: nn.gelu(x, approximate=False),
     "silu": nn.silu,
     "relu": nn.relu,
     "relu2": lambda x: jnp.square(nn.relu(x)),
@@ -25,12 +26,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-    """A linear map from the last `len(inputs)` axes to the axes `outputs`, with its kernel shaped inputs + outputs."""
+    """A linear map from the last `len(inputs)` axes to the axes `outputs`, with its kernel shaped inputs + outputs.
+
+    `bias` None has a bias where the config's linear maps have one.
+    """
 
     config: Config
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     gain: float = 1.0
+    bias: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,10 +47,29 @@ class Linear(nn.Module):
         )
         contracted = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
         y = jax.lax.dot_general(x, kernel.astype(model.dtype), (contracted, ((), ())))
-        if model.biases:
+        if self.has_lora():
+            y = y + self.lora(x)
+        if model.biases if self.bias is None else self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.dtype(model.param_dtype))
             y = y + bias.astype(model.dtype)[(None,) * (x.ndim - count)]
         return y
+
+    def has_lora(self) -> bool:
+        """Whether low-rank matrices are trained beside this map's kernel."""
+        model = self.config.model
+        targets = model.lora_targets.split(",")
+        return model.lora_rank > 0 and "layers" in self.path and (self.name in targets or targets == ["all"])
+
+    def lora(self, x: jax.Array) -> jax.Array:
+        """What low-rank adaptation adds (Hu et al. 2021): nothing at first, since its second matrix starts at 0."""
+        model, count, rank = self.config.model, len(self.inputs), (self.config.model.lora_rank,)
+        spread = nn.initializers.normal(1 / math.sqrt(math.prod(self.inputs)))
+        narrow = self.param("lora_in", spread, self.inputs + rank, jnp.dtype(model.param_dtype))
+        widen = self.param("lora_out", nn.initializers.zeros, rank + self.outputs, jnp.dtype(model.param_dtype))
+        contracted = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
+        hidden = jax.lax.dot_general(x, narrow.astype(model.dtype), (contracted, ((), ())))
+        scale = model.lora_alpha / model.lora_rank
+        return jnp.tensordot(hidden * scale, widen.astype(model.dtype), 1)
 
 
 class Dropout(nn.Module):

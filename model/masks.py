@@ -25,5 +25,5 @@ def same_segment(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
 
 
 def in_window(distance_BTS: jax.Array, window: jax.Array | int) -> jax.Array:
-    """A token sees itself and the `window`-1 before it; window 0 sees everything, [B,T,S] bool."""
-    return (distance_BTS < window) | (jnp.asarray(window) == 0)
+    """A token sees itself and the `window`-1 nearest on each side; window 0 sees everything, [B,T,S] bool."""
+    return (jnp.abs(distance_BTS) < window) | (jnp.asarray(window) == 0)

@@ -15,14 +15,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import feed_forward_width, num_kv_heads
+from configs.convert import feed_forward_width, num_kv_heads, translates
 from configs.schema import Config, ConfigError
+from model.source import Source
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "tensor")
 
 # What each logical axis is spread over.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": (),
     "layers": (),
     "embed": ("fsdp",),  # Width of a parameter.
@@ -30,6 +31,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "head": (),
     "hidden": ("tensor",),
+    "experts": ("expert",),
+    "rank": (),  # Of a low-rank adaptation.
     "vocabulary": ("tensor",),
     "positions": (),
 }
@@ -42,10 +45,20 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "key/kernel": ("embed", "heads", "head"),
     "value/kernel": ("embed", "heads", "head"),
     "attention/output/kernel": ("heads", "head", "embed"),
+    "cross_attention/output/kernel": ("heads", "head", "embed"),
     "query/bias": ("heads", "head"),
     "key/bias": ("heads", "head"),
     "value/bias": ("heads", "head"),
     "attention/output/bias": ("width",),
+    "cross_attention/output/bias": ("width",),
+    "router/kernel": ("embed", "width"),
+    "router/bias": ("width",),
+    "experts/up/kernel": ("experts", "embed", "hidden"),
+    "experts/gate/kernel": ("experts", "embed", "hidden"),
+    "experts/up/bias": ("experts", "hidden"),
+    "experts/gate/bias": ("experts", "hidden"),
+    "experts/down/kernel": ("experts", "hidden", "embed"),
+    "experts/down/bias": ("experts", "width"),
     "sinks": ("heads",),
     "query_norm/scale": ("head",),
     "key_norm/scale": ("head",),
@@ -56,7 +69,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "down/kernel": ("hidden", "embed"),
     "down/bias": ("width",),
     "output/kernel": ("embed", "vocabulary"),
-    "output/bias": ("vocabulary",),
+    "output_bias/bias": ("vocabulary",),
+    "relative/embedding": ("positions", "heads"),
     "norm/scale": ("width",),
     "norm/bias": ("width",),
 }
@@ -69,7 +83,7 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
       ConfigError: more than one -1, a zero, or a product that is not the number of devices.
     """
     devices = list(devices) if devices is not None else jax.devices()
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in AXES]
     asked = ", ".join(f"--mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or 0 in sizes:
         raise ConfigError(f"{asked}: each axis is at least 1, and at most one may be -1.")
@@ -93,7 +107,7 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     size = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
     for what, number, axes in (
         (f"--train.batch_size={config.train.batch_size} / --train.microbatches={config.train.microbatches}: rows", rows,
-         ("data", "fsdp")),
+         RULES["batch"]),
         (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
         (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
         (f"--model.feed_forward_width: {feed_forward_width(config)}", feed_forward_width(config), ("tensor",)),
@@ -145,17 +159,28 @@ def parameter_axes(path: str) -> tuple[str, ...]:
     Raises:
       KeyError: a parameter that stands in no rule.
     """
+    module, _, name = path.rpartition("/")
+    if name in ("lora_in", "lora_out"):  # They split their kernel's axes between them.
+        axes = parameter_axes(f"{module}/kernel")
+        inputs = len(axes) - 1 if module.endswith("attention/output") else 2  # The layers' axis among them.
+        return (*axes[:inputs], "rank") if name == "lora_in" else (axes[0], "rank", *axes[inputs:])
     for suffix, names in PARAMETERS.items():
         # A norm's name ends with `norm` and its own suffix is no whole path part.
         if path == suffix or path.endswith("/" + suffix) or (suffix.startswith("norm/") and path.endswith(suffix)):
-            return ("layers", *names) if path.startswith("layers/") else names
+            return ("layers", *names) if "layers" in path.split("/") else names
     raise KeyError(f"The parameter {path} has no logical axes: add it to PARAMETERS in model/sharding.py.")
 
 
 def parameter_shapes(module: Any) -> Any:
     """Shapes and dtypes of all parameters, without computing any."""
-    tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return jax.eval_shape(module.init, jax.random.key(0), tokens_BT)["params"]
+    return jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+
+
+def init_params(module: Any, key: jax.Array) -> Any:
+    """Parameters drawn at random; a function of `key`."""
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    source = Source.of(tokens_BT) if translates(module.config) else None
+    return module.init(key, tokens_BT, source=source)["params"]
 
 
 def param_shardings(module: Any, mesh: Mesh) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from model.sharding import batch_sharding
 from train.loss import cross_entropy
+from train.step import network_inputs, target_weights
 
 Evaluate = Callable[..., dict[str, float] | None]
 
@@ -26,11 +27,10 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
 
     @jax.jit
     def sums_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        inputs = (batch["inputs"], batch["positions"], batch["segments"])
-        logits_BTV = module.apply({"params": params}, *inputs, deterministic=True)
-        counts_BT = batch["segments"] != 0
-        loss = cross_entropy(logits_BTV, batch["targets"], counts_BT)
-        bytes_BT = jnp.where(counts_BT, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
+        logits_BTV = module.apply({"params": params}, **network_inputs(batch))
+        weights_BT = target_weights(batch)
+        loss = cross_entropy(logits_BTV, batch["targets"], weights_BT)
+        bytes_BT = jnp.where(weights_BT != 0, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
         return jnp.stack([loss.nll, loss.targets, jnp.sum(bytes_BT).astype(jnp.float32)])
 
     def evaluate(

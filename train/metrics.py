@@ -211,7 +211,7 @@ def train_flops_per_token(config: Config) -> float:
     feed_forward = (3 if model.gated else 2) * width * feed_forward_width(config)
     matrices = model.num_layers * (attention + feed_forward) + width * config.tokenizer.vocab_size
     length = config.data.length
-    keys = sum(min(window, length) if window else length for window in layer_windows(config))
+    keys = sum(min(window, length) if window else length for window in layer_windows(config, config.model.num_layers))
     return 6.0 * matrices + 12.0 * heads * keys
 
 

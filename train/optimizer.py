@@ -56,7 +56,7 @@ def parameter(path: tuple[Any, ...], ndim: int) -> Parameter:
     if kind not in ("kernel", "embedding"):
         return Parameter(kind, layer_axes, 0, ndim - layer_axes)
     # Heads belong to what a projection writes ([D, N, H]), except after attention, where they are read.
-    reads_heads = names[-2:] == ["output", "kernel"] and "attention" in names
+    reads_heads = names[-2] == "output" and names[-3].endswith("attention") if len(names) > 2 else False
     input_axes = 2 if reads_heads else 1
     return Parameter(kind, layer_axes, input_axes, ndim - layer_axes - input_axes)
 

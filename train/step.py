@@ -12,11 +12,15 @@ import numpy as np
 import optax
 
 from configs.schema import Config
-from model.sharding import param_shardings
+from model import Source
+from model.sharding import init_params, param_shardings
+from model.transformer import LOSSES
 from train.loss import Loss, cross_entropy
 from train.optimizer import schedule
 
-Batch = dict[str, jax.Array]  # inputs, targets, segments, positions: each [B, T] int32
+# inputs, targets, segments, positions, each [B, T] int32; weights [B, T] where not every target counts; with pairs,
+# source, source_segments and source_positions, each [B, S]
+Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 # A spike is judged against an average over about 50 steps, once there are that many. Near a loss of zero,
@@ -38,6 +42,25 @@ class TrainState:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def network_inputs(batch: Batch) -> dict[str, Any]:
+    """What the network is called with, by name."""
+    source = None
+    if "source" in batch:
+        source = Source(batch["source"], batch["source_positions"], batch["source_segments"])
+    return {
+        "tokens_BT": batch["inputs"],
+        "positions_BT": batch["positions"],
+        "segments_BT": batch["segments"],
+        "source": source,
+    }
+
+
+def target_weights(batch: Batch) -> jax.Array:
+    """Which targets count, [B,T] float32: those that the batch says, or all that are no padding."""
+    counts_BT = batch["weights"] if "weights" in batch else batch["segments"]
+    return (counts_BT != 0).astype(jnp.float32)
 
 
 def init_state(
@@ -99,7 +122,7 @@ def make_train_step(
     grad_fn = jax.value_and_grad(_loss_fn(module, config), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weights_BT = (batch["segments"] != 0).astype(jnp.float32)
+        weights_BT = target_weights(batch)
         count = jnp.maximum(jnp.sum(weights_BT), 1.0)
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         rows_B = jnp.arange(batch["inputs"].shape[0], dtype=jnp.int32)
@@ -143,8 +166,7 @@ def _state_fn(
     module: Any, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[[jax.Array], TrainState]:
     def state_fn(key: jax.Array) -> TrainState:
-        tokens_BT = jnp.zeros((1, 2), jnp.int32)
-        params = module.init(key, tokens_BT)["params"]
+        params = init_params(module, key)
         ema = jax.tree.map(lambda x: x.astype(jnp.float32), params) if config.optimizer.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, jnp.zeros((), jnp.float32))
 
@@ -155,16 +177,14 @@ def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss
     """(params, batch, key, count) -> (objective / count, sums); `count` is that of the whole batch."""
     smoothing, z_loss = config.train.label_smoothing, config.train.z_loss
 
-    def logits_of(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        inputs = (batch["inputs"], batch["positions"], batch["segments"], batch["rows"])
-        return module.apply(
-            {"params": params}, *inputs, deterministic=not config.model.dropout, rngs={"dropout": key}
-        )  # fmt: skip
-
     def loss_fn(params: Any, batch: Batch, key: jax.Array, count: jax.Array) -> tuple[jax.Array, Loss]:
-        logits_BTV = logits_of(params, batch, key)
-        sums = cross_entropy(logits_BTV, batch["targets"], batch["segments"] != 0, smoothing, z_loss)
-        return sums.objective / count, sums
+        logits_BTV, variables = module.apply(
+            {"params": params}, **network_inputs(batch), rows_B=batch["rows"],
+            deterministic=not config.model.dropout, rngs={"dropout": key}, mutable=[LOSSES],
+        )  # fmt: skip
+        sums = cross_entropy(logits_BTV, batch["targets"], target_weights(batch), smoothing, z_loss)
+        extra = sum((jnp.sum(loss) for loss in jax.tree.leaves(variables)), start=jnp.float32(0))
+        return (sums.objective + extra) / count, sums
 
     return loss_fn
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from model.decoder import Decoder
 from model.generate import Sampling, generate
 from train.data.tokenizer import Tokenizer
 
@@ -93,7 +92,7 @@ class _Row:
 
 
 def write(
-    module: Decoder,
+    module: Any,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str],

@@ -18,7 +18,7 @@ import numpy as np
 
 from configs.convert import check_length, longest_text
 from configs.schema import Config
-from model.decoder import Decoder
+from model.source import Source
 from model.generate.cache import empty_cache
 from model.generate.choose import Sampling, choose
 
@@ -46,7 +46,7 @@ class State:
 
 
 def generate(
-    module: Decoder,
+    module: Any,
     params: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -55,6 +55,7 @@ def generate(
     seeds: Sequence[int],
     end: int,
     top: int = 0,
+    sources: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Chunk]:
     """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written `end`.
 
@@ -65,26 +66,16 @@ def generate(
       seeds: one per row; a row's text depends on its own prompt and seed only.
       end: id of the token that ends a text; a row repeats it once it is done.
       top: how many of the likeliest tokens to report at each place.
+      sources: token ids of what each row translates, for networks that do.
 
     Raises:
       ValueError: an empty prompt.
       ConfigError: a prompt longer than a learned position table.
     """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    if not len(prompts) or lengths.min() == 0:
+    if not prompts or not min(map(len, prompts)) or (sources is not None and not min(map(len, sources))):
         raise ValueError("A prompt needs at least one token.")
-    longest = int(lengths.max())
-    config: Config = module.config
-    room = longest_text(config)
-    check_length(config, longest)
-    max_tokens = min(max_tokens, room - longest) if room else max_tokens
-    padded, slots = _bucket(longest), _bucket(longest + max_tokens)
-    tokens_BT = np.full((len(prompts), padded), end, np.int32)
-    positions_BT = np.full((len(prompts), padded), slots, np.int32)  # Beyond the cache: padding is not kept.
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = prompt
-        positions_BT[row, : len(prompt)] = np.arange(len(prompt))
-    state = _prefill(module, params, empty_cache(config, len(prompts), slots), tokens_BT, positions_BT, lengths)
+    max_tokens = room_for(module.config, prompts, max_tokens)
+    state = prefill(module, params, prompts, max_tokens, end, sources)
     keys_B = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
 
     ahead: tuple[State, tuple[jax.Array, ...]] | None = None
@@ -97,24 +88,65 @@ def generate(
             return
 
 
+def room_for(config: Config, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
+    """How many tokens can follow the longest prompt, at most `max_tokens`."""
+    longest, room = max(map(len, prompts)), longest_text(config)
+    check_length(config, longest)
+    return min(max_tokens, room - longest) if room else max_tokens
+
+
+def prefill(
+    module: Any,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    end: int,
+    sources: Sequence[Sequence[int]] | None = None,
+) -> State:
+    """Read all prompts (and sources) at once, into a cache with room for `max_tokens` more.
+
+    Raises:
+      ConfigError: a source longer than a learned position table.
+    """
+    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+    source, source_slots = None, 0
+    if sources is not None:
+        check_length(module.config, max(map(len, sources)))
+        source = Source.of(jnp.asarray(_padded(sources, end)), jnp.array([len(ids) for ids in sources], jnp.int32))
+        source_slots = source.tokens_BS.shape[1]
+    cache = empty_cache(module.config, len(prompts), _bucket(int(lengths_B.max()) + max_tokens), source_slots)
+    return _prefill(module, params, cache, _padded(prompts, end), lengths_B, source)
+
+
 def _bucket(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
+def _padded(rows: Sequence[Sequence[int]], end: int) -> np.ndarray:
+    tokens_BT = np.full((len(rows), _bucket(max(map(len, rows)))), end, np.int32)
+    for tokens_T, row in zip(tokens_BT, rows, strict=True):
+        tokens_T[: len(row)] = row
+    return tokens_BT
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _prefill(
-    module: Decoder, params: Any, cache: Any, tokens_BT: jax.Array, positions_BT: jax.Array, lengths_B: jax.Array
+    module: Any, params: Any, cache: Any, tokens_BT: jax.Array, lengths_B: jax.Array, source: Source | None
 ) -> State:
-    logits_BTV, variables = module.apply({"params": params, "cache": cache}, tokens_BT, positions_BT, mutable=["cache"])
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+    logits_BTV, variables = module.apply(
+        {"params": params, "cache": cache}, tokens_BT, positions_BT, segments_BT, source=source, mutable=["cache"]
+    )
     last_B11 = (lengths_B - 1)[:, None, None]
     logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
-    return State(variables["cache"], logits_BV, lengths_B.astype(jnp.int32), jnp.zeros(len(lengths_B), bool))
+    return State(variables["cache"], logits_BV, lengths_B, jnp.zeros(len(lengths_B), bool))
 
 
 # The state is not donated: the caller still reads `done_B` of the state that the next chunk starts from.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _decode(
-    module: Decoder, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, end: int
+    module: Any, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, end: int
 ) -> tuple[State, tuple[jax.Array, ...]]:
     """Choose CHUNK tokens, one after another, each read back into the network."""
 

@@ -16,14 +16,16 @@ def dense(
     mask_BTS: jax.Array,
     bias_BNTS: jax.Array | None = None,
     *,
+    scale: float | None = None,
     softcap: float = 0.0,
     sinks_N: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """softmax(QK^T/sqrt(H) + bias)V over the visible keys, with N a multiple of K (head n uses key head n // (N/K)).
+    """softmax(scale QK^T + bias)V over the visible keys, with N a multiple of K (head n uses key head n // (N/K)).
 
     Args:
       mask_BTS: True where a query may look; every row needs one True.
       bias_BNTS: added to the scores (its axes may be 1).
+      scale: what QK^T is multiplied by; by default 1/sqrt(H).
       softcap: scores become softcap * tanh(score / softcap); 0 is off.
       sinks_N: a logit per head that takes part in the softmax and adds nothing to the sum (Xiao et al. 2024).
 
@@ -33,7 +35,7 @@ def dense(
     """
     B, T, N, H = query_BTNH.shape
     K, S = key_BSKH.shape[2], key_BSKH.shape[1]
-    query_BTKGH = (query_BTNH * (H**-0.5)).reshape(B, T, K, N // K, H)
+    query_BTKGH = (query_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32)
     scores_BNTS = scores_BKGTS.reshape(B, N, T, S)
     if softcap:
@@ -43,7 +45,7 @@ def dense(
     weights_BNTS = softmax(scores_BNTS, mask_BTS[:, None], sinks_N)
     weights_BKGTS = weights_BNTS.reshape(B, K, N // K, T, S).astype(value_BSKH.dtype)
     output_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)
-    return output_BTKGH.reshape(B, T, N, H), weights_BNTS, scores_BNTS
+    return output_BTKGH.reshape(B, T, N, value_BSKH.shape[-1]), weights_BNTS, scores_BNTS
 
 
 def softmax(scores_BNTS: jax.Array, mask_B1TS: jax.Array, sinks_N: jax.Array | None = None) -> jax.Array:

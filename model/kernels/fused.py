@@ -12,6 +12,8 @@ def fused(
     value_BSKH: jax.Array,
     mask_BTS: jax.Array,
     bias_BNTS: jax.Array | None = None,
+    *,
+    scale: float | None = None,
 ) -> jax.Array:
     """The output [B,T,N,H] of `dense` without its weights; knows neither soft-cap nor sinks."""
     bias = None if bias_BNTS is None else bias_BNTS.astype(query_BTNH.dtype)
@@ -19,5 +21,6 @@ def fused(
     fits = H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0  # What cuDNN can do, with a mask and a gradient.
     cudnn = fits and jax.default_backend() == "gpu" and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     return jax.nn.dot_product_attention(
-        query_BTNH, key_BSKH, value_BSKH, bias=bias, mask=mask_BTS[:, None], implementation="cudnn" if cudnn else None
-    )
+        query_BTNH, key_BSKH, value_BSKH, bias=bias, mask=mask_BTS[:, None], scale=scale,
+        implementation="cudnn" if cudnn else None,
+    )  # fmt: skip

@@ -10,12 +10,11 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from configs.convert import check_length
-from model.decoder import Decoder
 from model.lens.places import INTERMEDIATES
 
 
 def record(
-    module: Decoder, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
+    module: Any, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
 ) -> dict[str, jax.Array]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
@@ -31,7 +30,7 @@ def record(
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _record(module: Decoder, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
+def _record(module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
     logits_BTV, variables = module.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]

@@ -74,7 +74,7 @@ def test_absent_settings_keep_their_defaults():
         ({"model": {"width": "64"}}, ["--model.width='64'", "int"]),
         ({"model": {"width": 64.0}}, ["--model.width=64.0", "int"]),
         ({"model": {"width": True}}, ["--model.width=True", "int"]),
-        ({"model": {"qk_norm": 1}}, ["--model.qk_norm=1", "bool"]),
+        ({"model": {"gated": 1}}, ["--model.gated=1", "bool"]),
         ({"model": {"dropout": True}}, ["--model.dropout=True", "float"]),
         ({"model": {"norm": None}}, ["--model.norm=None", "str"]),
     ],

@@ -270,7 +270,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.norm": [(program, {}, ["rms", "layer"])],
     "model.norm_position": [(program, {}, ["pre", "post", "both"])],
     "model.norm_epsilon": [(program, {}, [1e-6, 1e-5])],
-    "model.qk_norm": [(program, {}, [False, True])],
+    "model.qk_norm": [(program, {}, ["none", "head", "all"])],
     "model.activation": [(program, {}, ["gelu", "silu", "relu", "relu2"])],
     "model.gated": [(program, {"model.feed_forward_width": 8}, [False, True])],
     "model.feed_forward_width": [(program, {}, [0, 8])],

@@ -34,8 +34,8 @@ def test_without_flags_it_is_the_default_preset(resolve):
 
 
 def test_a_flag_overrides_the_preset_wherever_it_stands(resolve):
-    config = resolve("--model.width=64", "--config=smoke", "--train.seed", "3", "--model.qk_norm", "--data.field=body")
-    changes = {"model.width": 64, "train.seed": 3, "model.qk_norm": True, "data.field": "body"}
+    config = resolve("--model.width=64", "--config=smoke", "--train.seed", "3", "--model.attention_sinks", "--data.field=body")
+    changes = {"model.width": 64, "train.seed": 3, "model.attention_sinks": True, "data.field": "body"}
     assert config == override(preset("smoke"), changes)
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_config_of_a_run_is_refused_and_named(tmp_path, text):
     [
         ("--model.widht=3", ["model.widht", "Did you mean", "model.width"]),
         ("--model.width=wide", ["--model.width=wide"]),
-        ("--model.qk_norm=maybe", ["model.qk_norm", "maybe"]),
+        ("--model.attention_sinks=maybe", ["model.attention_sinks", "maybe"]),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused_with_the_nearest(resolve, argument, words):

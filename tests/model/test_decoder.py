@@ -84,7 +84,9 @@ def test_attention_without_positions_sees_a_set():
 
     @jax.jit
     def attend(x_BTD, visible_BTS):
-        places = Places(jnp.arange(T)[None], jnp.zeros((1, T, T), jnp.int32), visible_BTS, None, jnp.arange(1))
+        real_BT = jnp.ones((1, T), bool)
+        distance_BTS = jnp.zeros((1, T, T), jnp.int32)
+        places = Places(jnp.arange(T)[None], ~real_BT, real_BT, jnp.arange(1), distance_BTS, visible_BTS)
         return module.apply({"params": params}, x_BTD, places, 0)
 
     np.testing.assert_allclose(attend(x_BTD[:, order], everything), attend(x_BTD, everything)[:, order], atol=1e-5)
@@ -207,7 +209,7 @@ def test_presets_have_exactly_the_parameters_of_the_published_models():
 
 def test_number_of_parameters_is_the_closed_form():
     V, D, L, N, K, H, F = VOCABULARY, 16, 2, 4, 2, 6, 10
-    config = tiny(head_width=H, feed_forward_width=F, qk_norm=True, attention_sinks=True, tied_embeddings=False)
+    config = tiny(head_width=H, feed_forward_width=F, qk_norm="head", attention_sinks=True, tied_embeddings=False)
     block = 2 * D * N * H + 2 * D * K * H + 2 * H + N + 3 * D * F + 2 * D
     assert parameter_count(config) == L * block + 2 * V * D + D
 
@@ -234,7 +236,7 @@ def test_tied_output_layer_is_the_embedding_transposed():
 
 @pytest.mark.parametrize("kernel", ["dense", "fused"])
 def test_bfloat16_computes_nearly_what_float32_computes(kernel):
-    settings = {"attention": "mha", "biases": True, "qk_norm": True, "kernel": kernel}
+    settings = {"attention": "mha", "biases": True, "qk_norm": "head", "kernel": kernel}
     exact = build(tiny(**settings))
     params, tokens_BT = random_params(exact), random_tokens(2, T)
     expected = jax.jit(exact.apply)({"params": params}, tokens_BT)
@@ -247,7 +249,7 @@ def test_bfloat16_computes_nearly_what_float32_computes(kernel):
 
 def test_parameters_are_stored_as_asked():
     config = tiny(
-        param_dtype="bfloat16", biases=True, norm="layer", position="learned", qk_norm=True, attention_sinks=True,
+        param_dtype="bfloat16", biases=True, norm="layer", position="learned", qk_norm="head", attention_sinks=True,
         tied_embeddings=False,
     )  # fmt: skip
     assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(build(config)))} == {jnp.dtype("bfloat16")}

@@ -22,12 +22,12 @@ NETWORKS = {
         "gated": False, "biases": True,
     },
     "gemma": {
-        "position": "rope", "rope_base": 100.0, "norm_position": "both", "activation": "gelu", "qk_norm": True,
+        "position": "rope", "rope_base": 100.0, "norm_position": "both", "activation": "gelu", "qk_norm": "head",
         "window": 3, "window_pattern": "LLG", "num_layers": 3, "attention_softcap": 2.0, "logit_softcap": 5.0,
         "head_width": 6, "feed_forward_width": 10,
     },
     "bloom": {
-        "position": "alibi", "num_heads": 6, "num_kv_heads": 3, "width": 18, "activation": "relu2", "qk_norm": True,
+        "position": "alibi", "num_heads": 6, "num_kv_heads": 3, "width": 18, "activation": "relu2", "qk_norm": "head",
         "norm_position": "post",
     },
     "set": {
@@ -68,7 +68,7 @@ def rope(x_BTNH, positions_BT, base):
 
 def attention(model, p, x_BTD, positions_BT, segments_BT, window):
     query, key, value = (affine(p[name], x_BTD) for name in ("query", "key", "value"))
-    if model.qk_norm:
+    if model.qk_norm == "head":
         query, key = (normalize(model, p[f"{n}_norm"], x, "rms") for n, x in (("query", query), ("key", key)))
     if model.position == "rope":
         query, key = (rope(x, positions_BT, model.rope_base) for x in (query, key))

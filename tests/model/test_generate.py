@@ -17,7 +17,7 @@ NETWORKS = {
     "rope": {},
     "rope, window, unrolled": {
         "window": 4, "window_pattern": "LG", "layers": "unroll", "rope_scaling": "ntk", "rope_scaling_factor": 2.0,
-        "qk_norm": True,
+        "qk_norm": "head",
     },
     "learned, post": {"position": "learned", "norm_position": "post", "norm": "layer", "max_length": 64},
     "sinusoidal, both, fused": {"position": "sinusoidal", "norm_position": "both", "kernel": "fused", "biases": True},

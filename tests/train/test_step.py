@@ -34,13 +34,16 @@ NOT_A_NUMBER, SPIKE = 1, 2  # tokens that Bigram answers with NaN, and with absu
 class Bigram:
     """The smallest network: a table of logits."""
 
-    def init(self, key: jax.Array, tokens_BT: jax.Array) -> Any:
+    config = Config()
+
+    def init(self, key: jax.Array, tokens_BT: jax.Array, source: None) -> Any:
         return {"params": {"output": {"kernel": 0.1 * jax.random.normal(key, (V, V))}}}
 
-    def apply(self, variables: Any, tokens_BT: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    def apply(self, variables: Any, tokens_BT: jax.Array, mutable: Any = (), **_: Any) -> Any:
         logits_BTV = variables["params"]["output"]["kernel"][tokens_BT]
         logits_BTV *= jnp.where(jnp.any(tokens_BT == SPIKE), 1e4, 1.0)
-        return logits_BTV + jnp.where(jnp.any(tokens_BT == NOT_A_NUMBER), jnp.nan, 0.0)
+        logits_BTV += jnp.where(jnp.any(tokens_BT == NOT_A_NUMBER), jnp.nan, 0.0)
+        return (logits_BTV, {}) if mutable else logits_BTV
 
 
 def batch(number: int = 0) -> dict[str, np.ndarray]:

@@ -1,0 +1,271 @@
+"""What all Transformers here are made of: embeddings, blocks of attention and feed-forward, and the stack of blocks.
+
+Shapes: B batch, T length, S key length, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.convert import has_final_norm, layer_windows, max_length
+from configs.schema import Config
+from model import masks, positions
+from model.attention import Attention, CrossAttention, Places
+from model.experts import Experts
+from model.latent import LatentAttention
+from model.layers import Dropout, FeedForward, Linear, Norm
+from model.lens.places import INTERMEDIATES, tap
+from model.linear import DeltaAttention, LinearAttention
+from model.sharding import constrain
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+ATTENTION: dict[str, Any] = {
+    "mha": Attention,
+    "gqa": Attention,
+    "mqa": Attention,
+    "latent": LatentAttention,
+    "linear": LinearAttention,
+    "delta": DeltaAttention,
+}
+LOSSES = "losses"  # What layers add to the objective: see model/experts.py.
+
+
+class Block(nn.Module):
+    """One layer: read from other tokens, then think; each adds to the residual stream."""
+
+    config: Config
+    deterministic: bool
+    translates: bool = False  # Whether it reads from an encoded source in between.
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, window: jax.Array, places: Places, memory_BSD: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        """Map the residual stream [B,T,D] to itself, in the form that `nn.scan` takes (carry, no output)."""
+        config = self.config
+        tap(self, "residual/before", x_BTD)
+        attention = ATTENTION[config.model.attention](config, name="attention")
+        x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window), places)
+        if self.translates:
+            cross = CrossAttention(config, name="cross_attention")
+            x_BTD = self.add(x_BTD, "cross_attention", lambda y_BTD: cross(y_BTD, places, memory_BSD), places)
+        tap(self, "residual/middle", x_BTD)
+        if config.model.num_experts:
+            experts = Experts(config, name="feed_forward")
+            x_BTD = self.add(x_BTD, "feed_forward", lambda y_BTD: experts(y_BTD, places.real_BT), places)
+        else:
+            x_BTD = self.add(x_BTD, "feed_forward", FeedForward(config, name="feed_forward"), places)
+        tap(self, "residual/after", x_BTD)
+        return x_BTD, None
+
+    def add(self, x_BTD: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], places: Places) -> jax.Array:
+        """x + layer(x), with norms where `model.norm_position` puts them."""
+        model = self.config.model
+        y_BTD = x_BTD
+        if model.norm_position in ("pre", "both"):
+            y_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(y_BTD)
+        y_BTD = layer(y_BTD)
+        if model.norm_position in ("both", "output"):
+            y_BTD = Norm(self.config, model.norm, name=f"{name}_post_norm")(y_BTD)
+        x_BTD = x_BTD + Dropout(model.dropout, self.deterministic)(y_BTD, places.rows_B)
+        if model.norm_position == "post":
+            x_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(x_BTD)
+        return constrain(x_BTD, "batch", "length", "width")
+
+
+class Embedding(nn.Module):
+    """A learned vector for each of `rows` indices."""
+
+    config: Config
+    rows: int
+    axis: str = "vocabulary"  # Logical name of the rows.
+
+    def setup(self) -> None:
+        """Declare the table [rows, D]."""
+        model = self.config.model
+        # Scaled up by sqrt(D), vectors start with a size of 1.
+        spread = 1 / math.sqrt(model.width) if model.scale_embeddings and self.axis == "vocabulary" else 0.02
+        self.embedding = self.param(
+            "embedding", nn.initializers.normal(spread), (self.rows, model.width), jnp.dtype(model.param_dtype)
+        )
+
+    def __call__(self, index_BT: jax.Array) -> jax.Array:
+        """The vectors [B,T,D] of the indices."""
+        # Gather the width first: from a table whose width is spread, XLA would make the whole result on each device.
+        table_VD = constrain(self.embedding.astype(self.config.model.dtype), self.axis, "width")
+        return constrain(table_VD[index_BT], "batch", "length", "width")
+
+    def scores(self, x_BTD: jax.Array) -> jax.Array:
+        """How well each vector matches each of the table's, [B,T,rows] float32: the output layer, if tied."""
+        table_VD = self.embedding.astype(self.config.model.dtype)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+
+
+# The functions below declare modules: they are to be called in a compact method.
+
+
+def embed(
+    config: Config, tokens: Embedding, tokens_BT: jax.Array, positions_BT: jax.Array, name: str = "position"
+) -> jax.Array:
+    """What enters the first layer, [B,T,D]: a vector for each token and, by some schemes, one for its place."""
+    model = config.model
+    x_BTD = tokens(tokens_BT)
+    if model.scale_embeddings:
+        x_BTD = x_BTD * jnp.asarray(math.sqrt(model.width), x_BTD.dtype)
+    if model.position == "learned":
+        x_BTD = x_BTD + Embedding(config, max_length(config), "positions", name=name)(positions_BT)
+    elif model.position == "sinusoidal":
+        x_BTD = x_BTD + positions.sinusoids(positions_BT, model.width).astype(x_BTD.dtype)
+    return x_BTD
+
+
+def through_layers(
+    config: Config,
+    x_BTD: jax.Array,
+    places: Places,
+    *,
+    num_layers: int,
+    deterministic: bool,
+    translates: bool = False,
+    memory_BSD: jax.Array | None = None,
+) -> jax.Array:
+    """The residual stream after all blocks and the final norm, [B,T,D].
+
+    The blocks are one module, `layers`, with parameters stacked on a leading axis, looped over or unrolled.
+    """
+    model = config.model
+    x_BTD = Dropout(model.dropout, deterministic)(x_BTD, places.rows_B)
+    block = Block
+    if model.remat != "none":
+        block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
+    stack = nn.scan(
+        block,
+        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, LOSSES: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=cast(Any, (0, nn.broadcast, nn.broadcast)),  # Flax annotates int, and takes one for each argument.
+        length=num_layers,
+        unroll=num_layers if model.layers == "unroll" else 1,
+    )
+    windows_L = np.array(layer_windows(config, num_layers), np.int32)
+    x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, windows_L, places, memory_BSD)
+    if has_final_norm(config):
+        x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)
+    return x_BTD
+
+
+def to_logits(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
+    """A logit for every word, [B,T,V] float32."""
+    model, V = config.model, config.tokenizer.vocab_size
+    if model.tied_embeddings:
+        logits_BTV = tokens.scores(x_BTD)
+    else:
+        logits_BTV = Linear(config, (model.width,), (V,), bias=False, name="output")(x_BTD).astype(jnp.float32)
+    if model.logit_scale != 1:
+        logits_BTV = logits_BTV * model.logit_scale
+    if model.output_bias:
+        logits_BTV = logits_BTV + OutputBias(config, name="output_bias")()[None, None]
+    if model.logit_softcap:
+        logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
+    return constrain(logits_BTV, "batch", "length", "vocabulary")
+
+
+class OutputBias(nn.Module):
+    """A number per word that is added to its logit, whichever the output layer is."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The biases, [V] float32."""
+        model = self.config.model
+        shape = (self.config.tokenizer.vocab_size,)
+        return self.param("bias", nn.initializers.zeros, shape, jnp.dtype(model.param_dtype)).astype(jnp.float32)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head for each range of distances, shared by all layers (Raffel et al. 2020, section 2.1)."""
+
+    config: Config
+    both_ways: bool
+
+    @nn.compact
+    def __call__(self, distance_BTS: jax.Array) -> jax.Array:
+        """The biases [B,N,T,S] float32 of the distances."""
+        model = self.config.model
+        table_RN = self.param(
+            "embedding", nn.initializers.normal(0.02), (model.relative_buckets, model.num_heads),
+            jnp.dtype(model.param_dtype),
+        )  # fmt: skip
+        buckets_BTS = positions.relative_buckets(
+            distance_BTS, self.both_ways, model.relative_buckets, model.relative_distance
+        )
+        return jnp.moveaxis(table_RN.astype(jnp.float32)[buckets_BTS], -1, 1)
+
+
+def find_places(
+    config: Config,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array | None,
+    rows_B: jax.Array,
+    *,
+    causal: bool = True,
+    slots: int = 0,
+    source_segments_BS: jax.Array | None = None,
+) -> Places:
+    """Distances and visibility between the tokens and all keys: those of this call, or the `slots` of a cache."""
+    model, shape = config.model, positions_BT.shape
+    segments_BT = jnp.ones(shape, jnp.int32) if segments_BT is None else segments_BT
+    real_BT = segments_BT != 0
+    if slots:
+        keys_BS = jnp.broadcast_to(jnp.arange(slots), (shape[0], slots))
+        distance_BTS = masks.distance(positions_BT, keys_BS)
+        visible_BTS = masks.causal(distance_BTS)
+    else:
+        distance_BTS = masks.distance(positions_BT, positions_BT)
+        visible_BTS = masks.same_segment(segments_BT, segments_BT)
+        if causal:
+            visible_BTS = visible_BTS & masks.causal(distance_BTS)
+    rotation = local_rotation = bias_BNTS = source_visible_BTS = None
+    if model.position == "rope":
+        rotation = positions.rope_rotation(config, positions_BT)
+        local_rotation = positions.rope_rotation(config, positions_BT, local=True) if model.rope_local_base else None
+    elif model.position == "alibi":
+        slopes_1N11 = jnp.asarray(positions.alibi_slopes(model.num_heads))[None, :, None, None]
+        bias_BNTS = -slopes_1N11 * jnp.abs(distance_BTS)[:, None].astype(jnp.float32)
+    elif model.position == "relative":
+        bias_BNTS = RelativeBias(config, not causal, name="relative")(distance_BTS)
+    if source_segments_BS is not None:
+        source_visible_BTS = masks.same_segment(segments_BT, source_segments_BS)
+    return Places(
+        slot_BT=jnp.where(real_BT, positions_BT, slots),
+        begins_BT=positions_BT == 0,
+        real_BT=real_BT,
+        rows_B=rows_B,
+        distance_BTS=distance_BTS,
+        visible_BTS=visible_BTS,
+        rotation=rotation,
+        local_rotation=local_rotation,
+        bias_BNTS=bias_BNTS,
+        source_visible_BTS=source_visible_BTS,
+    )
+
+
+def or_default(
+    tokens_BT: jax.Array, positions_BT: jax.Array | None, rows_B: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Positions [B,T] and row numbers [B], where not given: from 0."""
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    if rows_B is None:
+        rows_B = jnp.arange(tokens_BT.shape[0], dtype=jnp.int32)
+    return positions_BT, rows_B
