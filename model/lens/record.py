@@ -11,27 +11,35 @@ from flax.traverse_util import flatten_dict
 
 from configs.convert import check_length
 from model.lens.places import INTERMEDIATES
+from model.source import Source
 
 
 def record(
-    module: Any, params: Any, tokens_BT: jax.Array, what: Sequence[str] = ("layers/attention/weights",)
+    module: Any,
+    params: Any,
+    tokens_BT: jax.Array,
+    what: Sequence[str] = ("layers/attention/weights",),
+    source: Source | None = None,
 ) -> dict[str, jax.Array]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
     `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/residual/{before,middle,after}` are
-    [L,B,T,D], `final` is [B,T,D].
+    [L,B,T,D], `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and
+    those of its encoder under `encoder/`; it needs a `source`.
 
     Raises:
       KeyError: a place that this network does not have; the message lists those it has.
       ConfigError: a text longer than a learned position table.
     """
     check_length(module.config, tokens_BT.shape[1])
-    return _record(module, params, tokens_BT, tuple(what))
+    return _record(module, params, tokens_BT, tuple(what), source)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _record(module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...]) -> dict[str, jax.Array]:
-    logits_BTV, variables = module.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
+def _record(
+    module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...], source: Source | None
+) -> dict[str, jax.Array]:
+    logits_BTV, variables = module.apply({"params": params}, tokens_BT, source=source, mutable=[INTERMEDIATES])
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]
     if unknown:
