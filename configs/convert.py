@@ -11,6 +11,10 @@ from typing import Any
 from configs.schema import SECTIONS, Config, ConfigError
 
 
+# Linear maps that can have low-rank matrices beside them.
+LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent", "query_latent", "key_rotated")
+
+
 def leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """Every setting as (flag name such as `model.width`, its dataclass field, its value)."""
     for field in dataclasses.fields(config):
@@ -80,6 +84,17 @@ def check(config: Config) -> Config:
     Raises:
       ConfigError: a value outside its choices or range, or two settings that contradict each other.
     """
+    check_network(config)
+    _check_run(config)
+    return config
+
+
+def check_network(config: Config) -> Config:
+    """Return `config` if its network can be built, whether or not it says what to train it on.
+
+    Raises:
+      ConfigError: a value outside its choices or range, or two settings that contradict each other.
+    """
     for name, field, value in leaves(config):
         choices, at_least = field.metadata.get("choices"), field.metadata.get("at_least")
         if choices and value not in choices:
@@ -91,7 +106,7 @@ def check(config: Config) -> Config:
         if at_least is not None and value < at_least:
             raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
     _check_attention(config)
-    _check_run(config)
+    _check_attention_kind(config)
     return config
 
 
@@ -123,8 +138,55 @@ def _check_attention(config: Config) -> None:
             "--model.kernel=fused knows neither --model.attention_softcap nor --model.attention_sinks: "
             "use --model.kernel=dense or auto."
         )
+    if model.attention in ("linear", "delta") and model.network != "decoder":
+        raise ConfigError(
+            f"--model.attention={model.attention} keeps a state of what came before, which --model.network="
+            f"{model.network} has no use for: use --model.network=decoder, or another attention."
+        )
+    if not 0 < model.rope_fraction <= 1:
+        raise ConfigError(f"--model.rope_fraction={model.rope_fraction} must be above 0 and at most 1.")
+    if 0 < model.num_experts < model.experts_per_token:
+        raise ConfigError(
+            f"--model.experts_per_token={model.experts_per_token} is more than --model.num_experts={model.num_experts}."
+        )
+    unknown = sorted(set(model.lora_targets.split(",")) - {*LORA_TARGETS, "all"})
+    if unknown:
+        raise ConfigError(
+            f"--model.lora_targets={model.lora_targets}: there is no linear map {unknown[0]!r}; there are "
+            f"{', '.join(LORA_TARGETS)}, and all."
+        )
     if model.dropout >= 1:
         raise ConfigError(f"--model.dropout={model.dropout} would drop everything: it must be below 1.")
+
+
+def _check_attention_kind(config: Config) -> None:
+    """Refuse settings that latent, linear and delta attention have no use for."""
+    model = config.model
+    if model.attention in ("linear", "delta"):
+        if model.position in ("rope", "alibi", "relative"):
+            raise ConfigError(
+                f"--model.position={model.position} tells distances to keys, and --model.attention={model.attention} "
+                f"keeps none: use --model.position=none, learned or sinusoidal."
+            )
+        defaults = {"window": 0, "attention_softcap": 0.0, "attention_scale": 0.0, "attention_sinks": False}
+        useless: dict[str, Any] = {**defaults, "kernel": "auto"}
+    elif model.attention == "latent":
+        useless = {"rope_fraction": 1.0, "qkv_biases": False}
+        if latent_rope_width(config) % 2:
+            raise ConfigError(
+                f"--model.latent_rope_width={model.latent_rope_width} is odd, and --model.position=rope turns pairs of "
+                f"numbers: set an even one."
+            )
+    else:
+        return
+    if model.attention != "linear":
+        useless["qk_norm"] = "none"
+    for name, neutral in useless.items():
+        if getattr(model, name) != neutral:
+            raise ConfigError(
+                f"--model.{name}={getattr(model, name)} has no meaning with --model.attention={model.attention}: "
+                f"leave it at {neutral}."
+            )
 
 
 def _check_run(config: Config) -> None:
@@ -140,6 +202,15 @@ def _check_run(config: Config) -> None:
             f"--model.max_length={config.model.max_length} is less than --data.length={data.length}: "
             f"the position table would end before the text does."
         )
+    if data.masked > 1 or (fills_in(config) and data.masked == 0 and data.source != "coreference"):
+        raise ConfigError(f"--data.masked={data.masked} must be above 0, so that there is something to learn, up to 1.")
+    if translates(config) != bool(data.languages):
+        raise ConfigError(
+            f"--model.network={config.model.network} with --data.languages={data.languages!r}: a network that "
+            f"translates needs pairs (such as --data.languages=en-de --data.source=tsv:FILE), and no other reads them."
+        )
+    if config.tokenizer.source == "checkpoint" and not config.init_from:
+        raise ConfigError("--tokenizer.source=checkpoint needs the checkpoint: --init_from=...")
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(optimizer, name) >= 1:
             raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be below 1.")
@@ -151,6 +222,11 @@ def _check_run(config: Config) -> None:
         raise ConfigError(
             f"--optimizer.ema_decay={optimizer.ema_decay} with --optimizer.name=schedule_free averages twice: "
             f"set ema_decay to 0."
+        )
+    if optimizer.name == "schedule_free" and config.model.lora_rank:
+        raise ConfigError(
+            f"--model.lora_rank={config.model.lora_rank} cannot be trained with --optimizer.name=schedule_free: "
+            f"use adamw."
         )
     if train.label_smoothing >= 1:
         raise ConfigError(f"--train.label_smoothing={train.label_smoothing} must be below 1.")
@@ -167,6 +243,18 @@ def num_kv_heads(config: Config) -> int:
     fewest = max(1, model.num_heads // 4)
     quarter = next(count for count in range(fewest, 0, -1) if model.num_heads % count == 0)
     return {"mqa": 1, "gqa": model.num_kv_heads or quarter}.get(model.attention, model.num_heads)
+
+
+def latent_width(config: Config) -> int:
+    """Latent attention: width of the vector that keys and values are made from."""
+    return config.model.latent_width or 4 * head_width(config)
+
+
+def latent_rope_width(config: Config) -> int:
+    """Latent attention: width of the rotated key that all heads share, 0 without RoPE."""
+    if config.model.position != "rope":
+        return 0
+    return config.model.latent_rope_width or max(2, head_width(config) // 4 * 2)
 
 
 def feed_forward_width(config: Config) -> int:
@@ -213,6 +301,11 @@ def encoder_layers(config: Config) -> int:
 def translates(config: Config) -> bool:
     """Whether the network reads a source and writes something else."""
     return config.model.network in ("encoder_decoder", "lstm_encoder_decoder")
+
+
+def fills_in(config: Config) -> bool:
+    """Whether the run learns to fill in masked tokens (and pronouns), rather than what comes next."""
+    return config.model.network == "encoder" or config.data.source == "coreference"
 
 
 def is_recurrent(config: Config) -> bool:

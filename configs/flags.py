@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -31,30 +31,37 @@ def load(name: str) -> Config:
         raise ConfigError(f"{path} is not a saved config: {error}") from error
 
 
-def define(argv: Sequence[str], default: str = "quickstart") -> None:
+def define(
+    argv: Sequence[str], default: str = "quickstart", adopt: Callable[[Config, str], Config] | None = None
+) -> None:
     """Define --config, --print_config and a flag for each setting, whose defaults are those of the config asked for.
 
     Args:
       argv: the command line; --config is looked up in it first, so that `--help` shows that config's values.
+      adopt: makes the config that of the network that --init_from names, if it is given.
     """
+    config = load(_value_in(argv, "config", default))
+    init_from = _value_in(argv, "init_from", config.init_from)
+    if init_from and adopt:
+        config = adopt(config, init_from)
     flags.DEFINE_string(
         "config", default, f"A preset ({', '.join(PRESETS)}) or a run folder to take the settings from."
     )
     flags.DEFINE_boolean("print_config", False, "Print the resolved config as JSON and exit.")
-    for name, field, value in leaves(load(_config_in(argv, default))):
+    for name, field, value in leaves(config):
         choices = field.metadata.get("choices")
         help_line = field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
         _DEFINE[type(value)](name, value, help_line)
 
 
-def _config_in(argv: Sequence[str], default: str) -> str:
-    """The value of --config in an argument list that is not parsed yet."""
+def _value_in(argv: Sequence[str], flag: str, default: str) -> str:
+    """The value of a flag in an argument list that is not parsed yet."""
     found = default
     for index, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument == "--":
             break
-        if argument.startswith("-") and name == "config":
+        if argument.startswith("-") and name == flag:
             found = value if equals else (argv[index + 1] if index + 1 < len(argv) else default)
     return found
 

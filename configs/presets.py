@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 
@@ -51,6 +52,112 @@ def smoke() -> Config:
             sample_every=10,
             sample_tokens=16,
         ),
+    )
+
+
+def encoder() -> Config:
+    """Masked tokens of Python's standard library, filled in; `uv run -m launch.train --config=encoder`."""
+    return Config(
+        name="encoder",
+        model=Model(
+            network="encoder",
+            num_layers=4,
+            width=192,
+            num_heads=3,
+            num_kv_heads=1,
+            activation="relu2",
+            gated=False,
+        ),
+        data=Data(length=128),
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.01, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
+        ),
+        train=Train(
+            steps=560,
+            batch_size=32,
+            eval_every=280,
+            checkpoint_every=280,
+            sample_every=140,
+            sample_prompt="def <|mask|>(self, <|mask|>):\n    return self.<|mask|>",
+        ),
+    )
+
+
+def coreference() -> Config:
+    """What does *it* stand for? `uv run -m launch.train --config=coreference`, then `uv run -m launch.coreference`."""
+    return Config(
+        name="coreference",
+        model=Model(network="encoder", num_layers=2, width=64, num_heads=2, attention="mha"),
+        tokenizer=Tokenizer(source="words"),
+        # One masked noun in ten becomes another one: with many, no sentence could be trusted.
+        data=Data(source="coreference", length=64, held_out=0.1, masked=0.03),
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.02, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
+        ),
+        train=Train(
+            steps=300,
+            batch_size=32,
+            eval_every=100,
+            checkpoint_every=300,
+            sample_every=100,
+            sample_prompt="The animal didn't cross the street because it was too <|mask|>.",
+        ),
+    )
+
+
+def translate() -> Config:
+    """English to German on 2 cores, in under 25 minutes: `uv run -m launch.train --config=translate`.
+
+    The Transformer of the 2017 paper on the help pages of LibreOffice, with today's norms and optimizer;
+    `--data.languages=en-zh --run=runs/translate_zh` for Chinese. The scores that it reaches: docs/translation.md.
+    """
+    return Config(
+        name="translate",
+        model=Model(
+            network="encoder_decoder",
+            num_layers=3,
+            width=256,
+            num_heads=4,
+            attention="mha",
+            activation="relu2",
+            gated=False,
+            dropout=0.1,
+        ),
+        tokenizer=Tokenizer(vocab_size=6144),
+        data=Data(source="libreoffice", languages="en-de", length=128, source_length=128),
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.01, schedule="linear", warmup_steps=50, end_fraction=0.0, weight_decay=0.0
+        ),
+        train=Train(
+            steps=1200,
+            batch_size=32,
+            label_smoothing=0.1,
+            eval_every=300,
+            checkpoint_every=300,
+            sample_every=300,
+        ),
+    )
+
+
+def experts() -> Config:
+    """The quickstart with 8 experts of half its feed-forward width, 2 for each token: the same work per token."""
+    base = quickstart()
+    model = dataclasses.replace(base.model, num_experts=8, experts_per_token=2, feed_forward_width=384)
+    return dataclasses.replace(base, name="experts", model=model)
+
+
+def finetune() -> Config:
+    """Go on from weights that exist, on your text: add `--init_from=smollm2 --data.source=text:'notes/*.txt'`.
+
+    Network and tokenizer are the checkpoint's. `--model.lora_rank=8 --optimizer.learning_rate=1e-3` trains small
+    matrices beside the frozen ones instead.
+    """
+    return Config(
+        name="finetune",
+        tokenizer=Tokenizer(source="checkpoint"),
+        data=Data(length=256),
+        optimizer=Optimizer(learning_rate=5e-5, warmup_steps=10, weight_decay=0.0),
+        train=Train(steps=200, batch_size=4, eval_every=50, eval_batches=20, checkpoint_every=100, sample_every=50),
     )
 
 
@@ -114,7 +221,8 @@ def llama3_8b() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (quickstart, smoke, gpt2_small, llama3_8b)
+    preset.__name__: preset
+    for preset in (quickstart, smoke, encoder, coreference, translate, experts, finetune, gpt2_small, llama3_8b)
 }
 
 

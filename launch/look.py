@@ -34,8 +34,15 @@ def look_at(module: Decoder, params: Any, tokenizer: Tokenizer, ids: Sequence[in
 
 
 def read_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of `text` as the beginning of a document: after the end-of-text token, as in training."""
-    return [tokenizer.end_of_text, *tokenizer.encode(text)]
+    """Tokens of `text` as the beginning of a document, as in training: of ours after the end-of-text token."""
+    return tokenizer.prompt(text)
+
+
+def shown_pair(run: Run) -> Section:
+    """A held-out sentence of middle length with its translation; the first one, if there is none."""
+    pairs = held_out_pairs(run.corpus, max(1, run.config.train.score_sentences))
+    lengths = [len(run.tokenizer.encode(pair.source)) for pair in pairs]
+    return next((pair for pair, length in zip(pairs, lengths, strict=True) if 10 <= length <= 25), pairs[0])
 
 
 def count(params: Any) -> int:

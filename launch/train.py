@@ -2,6 +2,7 @@
 
   uv run -m launch.train                                   the quickstart: minutes on a laptop, no download
   uv run -m launch.train --config=smoke --run=runs/try     another preset, another folder
+  uv run -m launch.train --config=finetune --init_from=smollm2 --data.source=text:'notes/*.txt'    go on from weights
   uv run -m launch.train --model.num_heads=4 --optimizer.learning_rate=3e-4 --run=runs/four_heads
 
 The same command goes on with a run that was stopped. Ctrl-C or SIGTERM saves first.
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from configs import flags as config_flags
+from configs.convert import translates
+from configs.schema import Config
 from launch import start
 
 if TYPE_CHECKING:
@@ -29,7 +32,15 @@ FLAGS = flags.FLAGS
 def define(argv: Sequence[str]) -> None:
     """The flags of this program: the run folder, and every setting of a run."""
     flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
-    config_flags.define(argv)
+    config_flags.define(argv, adopt=adopt)
+
+
+def adopt(config: Config, init_from: str) -> Config:
+    """`config` with the network and the tokenizer of the checkpoint that it starts from."""
+    start.prepare_jax()
+    from train.initial import adopt as adopt_network
+
+    return adopt_network(config, init_from)
 
 
 def run() -> None:
@@ -61,16 +72,23 @@ def sampler(run: Run) -> Any:
     """Writes the samples that are taken while training: a function of (parameters, step)."""
     from model import build
     from model.generate import Sampling
-    from train.writing import write
+    from train.writing import translate, write
 
-    module, settings = build(run.config), run.config.train
+    module, config, settings = build(run.config), run.config, run.config.train
+    if translates(config):
+        from launch.look import shown_pair
 
-    def sample(params: Any, step: int) -> str:
+        pair = shown_pair(run)  # Always the same one, so that what was learnt in between shows.
+
+    def sample(params: Any, step: int) -> dict[str, str]:
+        if translates(config):
+            texts = translate(module, params, run.tokenizer, [pair.source], max_tokens=config.data.length)
+            return {"prompt": pair.source, "text": texts[0], "reference": pair.text}
         samples = write(
             module, params, run.tokenizer, [settings.sample_prompt], Sampling(temperature=0.8),
             max_tokens=settings.sample_tokens, seeds=[step],
         )  # fmt: skip
-        return samples[0].text
+        return {"prompt": settings.sample_prompt, "text": samples[0].text}
 
     return sample
 

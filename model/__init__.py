@@ -7,7 +7,8 @@ from typing import Any
 from configs.schema import Config
 from model.decoder import Decoder
 from model.encoder_decoder import EncoderDecoder
-from model.lstm import LSTM, LSTMEncoderDecoder
+from model.lstm import LSTM
+from model.lstm_encoder_decoder import LSTMEncoderDecoder
 from model.source import Source
 
 NETWORKS: dict[str, Any] = {

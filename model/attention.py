@@ -46,22 +46,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, places: Places, window: jax.Array) -> jax.Array:
         """What each token reads from the others, [B,T,D]; `window` is an int32 scalar, 0 for no window."""
-        config, model = self.config, self.config.model
+        config = self.config
         query_BTNH = query(config, x_BTD)
         key_BSKH, value_BSKH = key_and_value(config, x_BTD)
-        rotation = places.rotation
+        rotation = rotation_of(places, window)
         if rotation is not None:
-            if places.local_rotation is not None:
-                both = zip(rotation, places.local_rotation, strict=True)
-                cos, sin = (jnp.where(window > 0, near, far) for far, near in both)
-                rotation = cos, sin
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
         key_BSKH, value_BSKH = self.remember(key_BSKH, value_BSKH, places.slot_BT)
-        visible_BTS = places.visible_BTS
-        if model.window:
-            visible_BTS = visible_BTS & masks.in_window(places.distance_BTS, window)
-        return read(self, query_BTNH, key_BSKH, value_BSKH, visible_BTS, places.bias_BNTS)
+        visible_BTS = visible_in(config, places, window)
+        return output(config, read(self, query_BTNH, key_BSKH, value_BSKH, visible_BTS, places.bias_BNTS))
 
     def remember(self, key_BTKH: jax.Array, value_BTKH: jax.Array, slots_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Write keys and values into the cache at their slots and return all of it; without a cache, return them.
@@ -96,7 +90,24 @@ class CrossAttention(nn.Module):
         else:
             key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
         assert places.source_visible_BTS is not None
-        return read(self, query_BTNH, key_BSKH, value_BSKH, places.source_visible_BTS, None)
+        return output(self.config, read(self, query_BTNH, key_BSKH, value_BSKH, places.source_visible_BTS, None))
+
+
+def rotation_of(places: Places, window: jax.Array) -> Rotation | None:
+    """RoPE's cosines and sines in a layer with this window (0 for none); None without RoPE."""
+    if places.rotation is None or places.local_rotation is None:
+        return places.rotation
+    cos, sin = (
+        jnp.where(window > 0, near, far) for far, near in zip(places.rotation, places.local_rotation, strict=True)
+    )
+    return cos, sin
+
+
+def visible_in(config: Config, places: Places, window: jax.Array) -> jax.Array:
+    """Who may look at whom in a layer with this window (0 for none), [B,T,S] bool."""
+    if not config.model.window:
+        return places.visible_BTS
+    return places.visible_BTS & masks.in_window(places.distance_BTS, window)
 
 
 def query(config: Config, x_BTD: jax.Array) -> jax.Array:
@@ -128,15 +139,16 @@ def read(
     value_BSKH: jax.Array,
     visible_BTS: jax.Array,
     bias_BNTS: jax.Array | None,
+    scale: float | None = None,
 ) -> jax.Array:
-    """The average of the values that each query may see, through the kernel of the config and an output map, [B,T,D].
+    """The average of the values that each query may see, by the kernel of the config, [B,T,N,H of the values].
 
-    To be called in the compact method of `module`, a layer of attention: its weights and scores are recorded there.
+    Scores are multiplied by `scale`, by default as the config says. To be called in the compact method of `module`, a layer of attention: its weights and scores are recorded there.
     """
     config: Config = module.config  # type: ignore[attr-defined]
     model = config.model
     N, H = query_BTNH.shape[2:]
-    scale = model.attention_scale or H**-0.5
+    scale = model.attention_scale or H**-0.5 if scale is None else scale
     if kernels.choose(config) == "fused" and not recording(module):
         read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
     else:
@@ -149,5 +161,10 @@ def read(
         )  # fmt: skip
         tap(module, "weights", weights_BNTS)
         tap(module, "scores", scores_BNTS)
-    width = value_BSKH.shape[-1]
-    return Linear(config, (N, width), (model.width,), gain=residual_gain(config), name="output")(read_BTNH)
+    return read_BTNH
+
+
+def output(config: Config, read_BTNH: jax.Array) -> jax.Array:
+    """What the heads read, mixed into the residual stream, [B,T,D]."""
+    heads = read_BTNH.shape[2:]
+    return Linear(config, heads, (config.model.width,), gain=residual_gain(config), name="output")(read_BTNH)

@@ -27,9 +27,7 @@ class Encoder(nn.Module):
         config = self.config
         places = find_places(config, source.positions_BS, source.segments_BS, rows_B, causal=False)
         x_BSD = embed(config, tokens, source.tokens_BS, source.positions_BS)
-        return through_layers(
-            config, x_BSD, places, num_layers=encoder_layers(config), deterministic=deterministic
-        )
+        return through_layers(config, x_BSD, places, num_layers=encoder_layers(config), deterministic=deterministic)
 
 
 class _Decoder(nn.Module):

@@ -1,7 +1,278 @@
-# placeholder of the founder, to be replaced whole by the helper "lstm"; model/generate/cache.py calls empty_cache
+"""Recurrence: long short-term memory (Hochreiter & Schmidhuber 1997), and a language model made of it.
+
+The equations, the parameters and their names are those of Flax's `nn.OptimizedLSTMCell`; see `Recurrence` for why its
+loop over time is written here.
+
+Shapes: B batch, T length, D width of the input, H width of the state, G the four gates, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.recurrent import DenseParams
+
+from configs.schema import Config
+from model.layers import Dropout
+from model.lens.places import INTERMEDIATES, recording, tap
+from model.sharding import constrain
+from model.source import Source
+from model.transformer import REMAT_POLICIES, Embedding, embed, or_default, to_logits
+
+GATES = {"i": "input", "f": "forget", "g": "cell", "o": "output"}  # Flax's name of each, and what it is recorded as.
+State = tuple[jax.Array, jax.Array]  # The cell, float32, since it adds up over time, and the hidden state.
+
+
 class LSTM(nn.Module):
-    config: object
-class LSTMEncoderDecoder(nn.Module):
-    config: object
-def empty_cache(config, rows, source_slots): ...
+    """A language model with recurrence in place of attention: what a token knows of the text is a state of fixed size.
+
+    Each layer reads the hidden states of the one below (Graves 2013, without its skip connections), with dropout
+    between layers and never over time (Zaremba et al. 2014).
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        rows_B: jax.Array | None = None,
+        source: Source | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits [B,T,V] float32; the arguments are those of `Decoder`.
+
+        The state starts anew at position 0 and passes over tokens of segment 0; with a `cache` it goes on from there.
+
+        Raises:
+          ValueError: a source.
+        """
+        if source is not None:
+            raise ValueError(f"A network of the kind {self.config.model.network} has no source to read.")
+        config = self.config
+        positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
+        begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
+        tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
+        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = Dropout(config.model.dropout, deterministic)(x_BTD, rows_B)
+        layers = stacked(Layer, config, config.model.num_layers)(config, deterministic, name="layers")
+        x_BTD, _ = layers(x_BTD, None, begins_BT, real_BT, rows_B)
+        tap(self, "final", x_BTD)
+        return to_logits(config, tokens, x_BTD)
+
+
+class Layer(nn.Module):
+    """One layer of recurrence, from left to right."""
+
+    config: Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, start: State | None, begins_BT: jax.Array, real_BT: jax.Array, rows_B: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Map [B,T,D] to the hidden states [B,T,D], in the form that `nn.scan` takes (carry, no output)."""
+        model = self.config.model
+        _, x_BTD = Recurrence(self.config, model.width, name="lstm")(x_BTD, begins_BT, real_BT, start)
+        tap(self, "residual/after", x_BTD)
+        return Dropout(model.dropout, self.deterministic)(x_BTD, rows_B), None
+
+
+def begins_and_real(positions_BT: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Where a text begins, and what is no padding, each [B,T] bool; without segments all is real."""
+    real_BT = jnp.ones(positions_BT.shape, bool) if segments_BT is None else segments_BT != 0
+    return (positions_BT == 0) & real_BT, real_BT
+
+
+def stacked(layer: Any, config: Config, num_layers: int) -> Any:
+    """`num_layers` of the class `layer` as one, with parameters stacked on a leading axis, looped over or unrolled.
+
+    Its second argument, and what it returns beside the carry, has a leading layer axis; the other arguments are shared.
+    """
+    model = config.model
+    if model.remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=cast(Any, (0, nn.broadcast, nn.broadcast, nn.broadcast)),
+        length=num_layers,
+        unroll=num_layers if model.layers == "unroll" else 1,
+    )
+
+
+class Recurrence(nn.Module):
+    """The loop of one LSTM over time.
+
+    Flax's own loop (`nn.RNN`) adds up the gradient of the recurrent kernel in every step; here each step hands out the
+    gradient of its gates, from which one matrix product makes that of the kernel afterwards, and what comes from below
+    is one product too, before the loop. Forward and backward together take about 1 / 1.4 of the CPU time.
+    The forget gate's bias starts at 1, so that a state is kept until learning says otherwise (Gers et al. 2000,
+    Jozefowicz et al. 2015).
+    """
+
+    config: Config
+    width: int  # H
+    reverse: bool = False  # From right to left.
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, begins_BT: jax.Array, real_BT: jax.Array, start: State | None = None) -> State:
+        """Cells [B,T,H] float32 and hidden states [B,T,H] after each token.
+
+        Args:
+          x_BTD: what is read.
+          begins_BT: True for the first token of a text in the direction of reading: the state is `start` before it.
+          real_BT: False for padding, which leaves the state as it is.
+          start: a state for each token that may be the first, each [B,T,H]; None is zeros.
+        """
+        kernel_DGH, kernel_HGH, bias_GH = self.weights(x_BTD)
+        # Time leads: the loop goes over it.
+        inputs_TBGH = jnp.einsum("TBD,DGH->TBGH", x_BTD.swapaxes(0, 1), kernel_DGH) + bias_GH[None, None]
+        start = None if start is None else (start[0].swapaxes(0, 1), start[1].swapaxes(0, 1))
+        arguments = inputs_TBGH, kernel_HGH, self.before(x_BTD), start, begins_BT.T, real_BT.T
+        if recording(self):
+            states, (sums_TBGH, _) = _loop(self.reverse, *arguments)
+            for name, gate_TBH in zip(GATES.values(), _gates(sums_TBGH), strict=True):
+                tap(self, name, gate_TBH.swapaxes(0, 1))
+        else:
+            states = recur(self.reverse, *arguments)
+        cells_BTH, hidden_BTH = (constrain(x.swapaxes(0, 1), "batch", "length", "width") for x in states)
+        if self.has_variable("cache", "hidden"):
+            # Padding has kept it, so the last state is that of the last real token.
+            self.put_variable("cache", "cell", cells_BTH[:, -1])
+            self.put_variable("cache", "hidden", hidden_BTH[:, -1])
+        return cells_BTH, hidden_BTH
+
+    def weights(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Kernels for the input [D,G,H] and for the hidden state [H,G,H] and the bias [G,H], in the computing dtype."""
+        dtype, param_dtype = jnp.dtype(self.config.model.dtype), jnp.dtype(self.config.model.param_dtype)
+        kernels_DH, kernels_HH, biases_H = [], [], []
+        for gate in GATES:
+            dense = partial(DenseParams, self.width, param_dtype=param_dtype)
+            kernel_DH, _ = dense(use_bias=False, name=f"i{gate}")(x_BTD)
+            kernel_HH, bias_H = dense(
+                kernel_init=nn.initializers.orthogonal(),
+                bias_init=nn.initializers.ones if gate == "f" else nn.initializers.zeros,
+                name=f"h{gate}",
+            )(jax.ShapeDtypeStruct((self.width,), dtype))
+            kernels_DH.append(kernel_DH)
+            kernels_HH.append(kernel_HH)
+            biases_H.append(bias_H)
+        kernel_DGH, kernel_HGH = (jnp.stack(kernels, axis=1).astype(dtype) for kernels in (kernels_DH, kernels_HH))
+        # Gather what is spread over the width once, not in every step.
+        kernel_DGH, kernel_HGH = (constrain(x, "width", "gates", "hidden") for x in (kernel_DGH, kernel_HGH))
+        return kernel_DGH, kernel_HGH, jnp.stack(biases_H).astype(dtype)
+
+    def before(self, x_BTD: jax.Array) -> State:
+        """The state [B,H] before the first token: the cache's, or zeros."""
+        if self.has_variable("cache", "hidden"):
+            return self.get_variable("cache", "cell"), self.get_variable("cache", "hidden")
+        shape = (x_BTD.shape[0], self.width)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, self.config.model.dtype)
+
+
+def _gates(sums_BGH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Input, forget, cell and output gate, each [...,H] float32, of what enters them [...,G,H]."""
+    i, f, g, o = (sums_BGH[..., gate, :].astype(jnp.float32) for gate in range(4))
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def _cell(sums_BGH: jax.Array, state: State, real_B: jax.Array) -> State:
+    """The next state; padding keeps the one before."""
+    i_BH, f_BH, g_BH, o_BH = _gates(sums_BGH)
+    cell_BH = f_BH * state[0] + i_BH * g_BH
+    hidden_BH = (o_BH * jnp.tanh(cell_BH)).astype(state[1].dtype)
+    return _where(real_B, (cell_BH, hidden_BH), state)
+
+
+def _where(choice_B: jax.Array, this: State, other: State | None) -> State:
+    """For each row `this` where chosen, else `other`; None is zeros."""
+    other = other or (jnp.zeros_like(this[0]), jnp.zeros_like(this[1]))
+    return jnp.where(choice_B[:, None], this[0], other[0]), jnp.where(choice_B[:, None], this[1], other[1])
+
+
+def _loop(
+    reverse: bool,
+    inputs_TBGH: jax.Array,
+    kernel_HGH: jax.Array,
+    before: State,
+    start: State | None,
+    begins_TB: jax.Array,
+    real_TB: jax.Array,
+) -> tuple[State, tuple[jax.Array, State]]:
+    """States [T,B,H] after each step; and what entered its gates [T,B,G,H], and the state before it."""
+
+    def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[State, tuple[jax.Array, State]]]:
+        input_BGH, start, begins_B, real_B = now
+        state = _where(~begins_B, state, start)
+        sums_BGH = input_BGH + jnp.einsum("BD,DGH->BGH", state[1], kernel_HGH)
+        after = _cell(sums_BGH, state, real_B)
+        return after, (after, (sums_BGH, state))
+
+    return jax.lax.scan(step, before, (inputs_TBGH, start, begins_TB, real_TB), reverse=reverse)[1]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recur(
+    reverse: bool,
+    inputs_TBGH: jax.Array,
+    kernel_HGH: jax.Array,
+    before: State,
+    start: State | None,
+    begins_TB: jax.Array,
+    real_TB: jax.Array,
+) -> State:
+    """States [T,B,H] after each step, differentiable backwards only; the arguments are those of `_loop`."""
+    return _loop(reverse, inputs_TBGH, kernel_HGH, before, start, begins_TB, real_TB)[0]
+
+
+def _recur_forward(reverse: bool, *arguments: Any) -> tuple[State, tuple[Any, ...]]:
+    states, seen = _loop(reverse, *arguments)
+    return states, (seen, *arguments[1:])
+
+
+def _recur_backward(reverse: bool, kept: tuple[Any, ...], d_states: State) -> tuple[Any, ...]:
+    (sums_TBGH, states), kernel_HGH, _, start, begins_TB, real_TB = kept
+
+    def step(d_state: State, now: tuple[Any, ...]) -> tuple[State, tuple[jax.Array, State | None]]:
+        d_after, sums_BGH, state, begins_B, real_B = now
+        d_after = (d_state[0] + d_after[0], d_state[1] + d_after[1])
+        _, pull = jax.vjp(lambda sums_BGH, state: _cell(sums_BGH, state, real_B), sums_BGH, state)
+        d_sums_BGH, (d_cell_BH, d_hidden_BH) = pull(d_after)
+        d_state = (d_cell_BH, d_hidden_BH + jnp.einsum("BGH,DGH->BD", d_sums_BGH, kernel_HGH))
+        d_start = None if start is None else _where(begins_B, d_state, None)
+        return _where(~begins_B, d_state, None), (d_sums_BGH, d_start)
+
+    nothing = (jnp.zeros_like(d_states[0][0]), jnp.zeros_like(d_states[1][0]))
+    over = (d_states, sums_TBGH, states, begins_TB, real_TB)
+    d_before, (d_sums_TBGH, d_start) = jax.lax.scan(step, nothing, over, reverse=not reverse)
+    d_kernel_HGH = jnp.einsum("TBD,TBGH->DGH", states[1], d_sums_TBGH)
+    return d_sums_TBGH, d_kernel_HGH, d_before, d_start, None, None
+
+
+recur.defvjp(_recur_forward, _recur_backward)
+
+
+def empty_cache(config: Config, rows: int, source_slots: int = 0) -> Any:
+    """A `cache` collection for `rows` texts of any length: the state of each layer, cells and hidden [L, rows, D].
+
+    A network that translates also keeps the encoded source, [rows, source_slots, D], as values, and as keys in the
+    form that states are compared with.
+    """
+    model = config.model
+    shape = (model.num_layers, rows, model.width)
+    state = {"cell": jnp.zeros(shape, jnp.float32), "hidden": jnp.zeros(shape, model.dtype)}
+    cache: dict[str, Any] = {"layers": {"lstm": state}}
+    if model.network == "lstm_encoder_decoder":
+        memory = (rows, source_slots, model.width)
+        cache["alignment"] = {name: jnp.zeros(memory, model.dtype) for name in ("key", "value")}
+        cache["source_segments"] = jnp.zeros((rows, source_slots), jnp.int32)
+    return cache

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import head_width
+from configs.convert import head_width, latent_rope_width
 from configs.schema import Config, ConfigError
 
 
@@ -21,6 +21,8 @@ def rope_width(config: Config) -> int:
     Raises:
       ConfigError: an odd number of them, or none.
     """
+    if config.model.attention == "latent":
+        return latent_rope_width(config)
     width = int(head_width(config) * config.model.rope_fraction)
     if width < 2 or width % 2:
         raise ConfigError(

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import feed_forward_width, num_kv_heads, translates
+from configs.convert import feed_forward_width, latent_width, num_kv_heads, translates
 from configs.schema import Config, ConfigError
 from model.source import Source
 
@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "head": (),
     "hidden": ("tensor",),
+    "gates": (),  # Of an LSTM.
     "experts": ("expert",),
     "rank": (),  # Of a low-rank adaptation.
     "vocabulary": ("tensor",),
@@ -51,6 +52,20 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "value/bias": ("heads", "head"),
     "attention/output/bias": ("width",),
     "cross_attention/output/bias": ("width",),
+    "query_latent/kernel": ("embed", "width"),
+    "query_latent/bias": ("width",),
+    "latent/kernel": ("embed", "width"),
+    "latent/bias": ("width",),
+    "key_rotated/kernel": ("embed", "head"),
+    "key_rotated/bias": ("head",),
+    "output_gate/kernel": ("embed", "heads", "head"),
+    "output_gate/bias": ("heads", "head"),
+    "convolution/taps": ("width", "width", "heads", "head"),
+    "beta/kernel": ("embed", "heads"),
+    "beta/bias": ("heads",),
+    "decay/kernel": ("embed", "heads"),
+    "decay/bias": ("heads",),
+    "decay/rate": ("heads",),
     "router/kernel": ("embed", "width"),
     "router/bias": ("width",),
     "experts/up/kernel": ("experts", "embed", "hidden"),
@@ -68,6 +83,15 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "gate/bias": ("hidden",),
     "down/kernel": ("hidden", "embed"),
     "down/bias": ("width",),
+    **{f"{which}{gate}/kernel": ("embed", "hidden") for which in "ih" for gate in "ifgo"},  # LSTM, Flax's names.
+    **{f"h{gate}/bias": ("hidden",) for gate in "ifgo"},
+    "alignment/source/kernel": ("embed", "hidden"),
+    "alignment/source/bias": ("hidden",),
+    "alignment/state/kernel": ("embed", "hidden"),
+    "alignment/state/bias": ("hidden",),
+    "alignment/score/kernel": ("embed", "width"),
+    "alignment/combine/kernel": ("embed", "hidden"),
+    "alignment/combine/bias": ("hidden",),
     "output/kernel": ("embed", "vocabulary"),
     "output_bias/bias": ("vocabulary",),
     "relative/embedding": ("positions", "heads"),
@@ -112,6 +136,8 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
         (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
         (f"--model.feed_forward_width: {feed_forward_width(config)}", feed_forward_width(config), ("tensor",)),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
+        (f"--model.num_experts={config.model.num_experts}", config.model.num_experts, ("expert",)),
+        *_latent_widths(config),
     ):  # fmt: skip
         ways = math.prod(size[axis] for axis in axes)
         if number % ways:
@@ -120,6 +146,17 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
                 f"{' x '.join(axes)}: the nearest that can are {number - number % ways or ways} and "
                 f"{number - number % ways + ways}."
             )
+
+
+def _latent_widths(config: Config) -> list[tuple[str, int, tuple[str, ...]]]:
+    """What latent attention adds to `check_divisible`."""
+    if config.model.attention != "latent":
+        return []
+    narrow = config.model.query_latent_width
+    return [
+        (f"--model.latent_width: {latent_width(config)}", latent_width(config), ("fsdp",)),
+        (f"--model.query_latent_width={narrow}", narrow, ("fsdp",)),
+    ]
 
 
 def partition(*names: str) -> PartitionSpec:

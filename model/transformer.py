@@ -21,7 +21,7 @@ from model.attention import Attention, CrossAttention, Places
 from model.experts import Experts
 from model.latent import LatentAttention
 from model.layers import Dropout, FeedForward, Linear, Norm
-from model.lens.places import INTERMEDIATES, tap
+from model.lens.places import EDITS, INTERMEDIATES, tap
 from model.linear import DeltaAttention, LinearAttention
 from model.sharding import constrain
 
@@ -53,19 +53,19 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Map the residual stream [B,T,D] to itself, in the form that `nn.scan` takes (carry, no output)."""
         config = self.config
-        tap(self, "residual/before", x_BTD)
+        x_BTD = tap(self, "residual/before", x_BTD)
         attention = ATTENTION[config.model.attention](config, name="attention")
         x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window), places)
         if self.translates:
             cross = CrossAttention(config, name="cross_attention")
             x_BTD = self.add(x_BTD, "cross_attention", lambda y_BTD: cross(y_BTD, places, memory_BSD), places)
-        tap(self, "residual/middle", x_BTD)
+        x_BTD = tap(self, "residual/middle", x_BTD)
         if config.model.num_experts:
             experts = Experts(config, name="feed_forward")
             x_BTD = self.add(x_BTD, "feed_forward", lambda y_BTD: experts(y_BTD, places.real_BT), places)
         else:
             x_BTD = self.add(x_BTD, "feed_forward", FeedForward(config, name="feed_forward"), places)
-        tap(self, "residual/after", x_BTD)
+        x_BTD = tap(self, "residual/after", x_BTD)
         return x_BTD, None
 
     def add(self, x_BTD: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], places: Places) -> jax.Array:
@@ -150,7 +150,7 @@ def through_layers(
         block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
     stack = nn.scan(
         block,
-        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, LOSSES: 0},
+        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0, LOSSES: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast)),  # Flax annotates int, and takes one for each argument.
         length=num_layers,

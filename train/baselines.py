@@ -22,6 +22,7 @@ def baselines(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
     The n-gram models predict what the network predicts: each token of each section and the end of text after each
     document, knowing that a section starts; unlike the network they see across the ends of rows. `xz` is the size of
     the one file that holds all of the held-out text. Of more than 64 MiB of text, sections evenly spread are read.
+    Of pairs they see the targets alone.
     """
     train_N = _targets_after_ends(corpus.train, tokenizer)
     held_out_N = _targets_after_ends(corpus.held_out, tokenizer)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BEST = "eval/bits_per_byte"
 FOLDER = "checkpoints"
+KINDS = "a run folder, one of its steps as DIR@STEP, a Hugging Face folder, hf:ORG/NAME, gguf:FILE, or smollm2"
 ITEMS = ("state", "data", "config", "tokenizer")
 
 
@@ -87,10 +88,20 @@ class Checkpoints:
 
         Raises CheckpointError if this save or the one before cannot be written.
         """
+        self._save(_named(state), step, data_state, bits_per_byte)
+
+    def save_params(self, params: Any, step: int) -> None:
+        """Starts to write a checkpoint of parameters alone, from which a network can be used but not trained on.
+
+        Raises CheckpointError if it cannot be written.
+        """
+        self._save({"params": _named(params)}, step, {}, None)
+
+    def _save(self, arrays: dict[str, Any], step: int, data_state: dict[str, Any], bits_per_byte: float | None) -> None:
         import orbax.checkpoint as ocp
 
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_named(state)),
+            state=ocp.args.PyTreeSave(arrays),
             data=ocp.args.JsonSave(data_state),
             config=ocp.args.JsonSave(to_dict(self._config)),
             tokenizer=ocp.args.JsonSave(json.loads(self._tokenizer_json)),
@@ -131,24 +142,64 @@ class Checkpoints:
 
 
 def restore_params(spec: str | Path, mesh: jax.sharding.Mesh | None = None) -> Restored:
-    """The network in a run folder: of its newest checkpoint, or of the one that `DIR@STEP` names.
+    """The network that `spec` names (KINDS): of a run, that of its newest checkpoint.
 
     Only the parameters are read, in whatever way the run was spread over devices: onto `mesh`, or without
     one onto all devices, each with a whole copy. Raises CheckpointError if there is no such checkpoint.
     """
-    from model import build
-    from model.sharding import make_mesh, parameter_shapes
+    from model import exchange
+    from model.sharding import make_mesh
+
+    mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1))
+    return _import(str(spec), mesh) if exchange.is_foreign(str(spec)) else _restore(spec, mesh)
+
+
+def described(spec: str | Path) -> tuple[Config, Tokenizer]:
+    """Config and tokenizer of the network that `spec` names; reads no weights. Raises CheckpointError."""
+    from model import exchange
     from train.data.tokenizer import Tokenizer
+
+    if exchange.is_foreign(str(spec)):
+        imported = _import(str(spec), None)
+        return imported.config, imported.tokenizer
+    _hush()
+    run_dir, step = find(spec)
+    folder = run_dir / FOLDER / str(step)
+    tokenizer = Tokenizer.from_json(json.dumps(_read_json(folder, "tokenizer")), str(folder))
+    return from_dict(_read_json(folder, "config")), tokenizer
+
+
+def _import(spec: str, mesh: jax.sharding.Mesh | None) -> Restored:
+    """The network in a checkpoint of another program; without a mesh, all but its weights."""
+    from model import exchange
+    from train.data.sections import DataError
+    from train.data.tokenizer import Tokenizer
+
+    try:
+        imported = exchange.read(spec, mesh) if mesh else exchange.describe(spec)
+        if imported.tokenizer_json is None:
+            raise exchange.ExchangeError("it has no tokenizer.json, which the library transformers writes.")
+        tokenizer = Tokenizer.from_json(imported.tokenizer_json, "its tokenizer", imported.ends, imported.start)
+    except (exchange.ExchangeError, DataError) as error:
+        raise CheckpointError(f"{spec}: {error}") from error
+    known = imported.config.tokenizer.vocab_size
+    if tokenizer.size > known:
+        raise CheckpointError(f"{spec}: its tokenizer has {tokenizer.size} tokens, and its network knows {known}.")
+    return Restored(imported.config, imported.params, tokenizer, 0)
+
+
+def _restore(spec: str | Path, mesh: jax.sharding.Mesh) -> Restored:
+    """The network in a run folder."""
+    from model import build
+    from model.sharding import parameter_shapes
     from train.optimizer import evaluation_params, make_optimizer
     from train.step import state_shape
 
     _hush()
     run_dir, step = find(spec)
     folder = run_dir / FOLDER / str(step)
-    config = from_dict(_read_json(folder, "config"))
-    tokenizer = Tokenizer.from_json(json.dumps(_read_json(folder, "tokenizer")), str(folder))
+    config, tokenizer = described(spec)
     module = build(config)
-    mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1))
 
     shape = state_shape(module, make_optimizer(config, parameter_shapes(module)), config, mesh)
     needed = {"params"}
@@ -171,7 +222,10 @@ def find(spec: str | Path) -> tuple[Path, int]:
     if (match := re.fullmatch(r"(.+)@(\d+)", str(spec))) and not run_dir.exists():
         run_dir, step = Path(match[1]), int(match[2])
     if not run_dir.is_dir():
-        raise CheckpointError(f"There is no run folder {run_dir}; `uv run -m launch.train --run={run_dir}` makes one.")
+        raise CheckpointError(
+            f"There is no run folder {run_dir}; `uv run -m launch.train --run={run_dir}` makes one. "
+            f"A checkpoint is {KINDS}."
+        )
     steps = finished_steps(run_dir)
     if not steps:
         is_run = (run_dir / "config.json").is_file()

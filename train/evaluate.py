@@ -10,11 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.convert import translates
+from configs.schema import Config
 from model.sharding import batch_sharding
+from train.data.pairs import languages
+from train.data.sections import Corpus
+from train.data.tokenizer import Tokenizer
 from train.loss import cross_entropy
 from train.step import network_inputs, target_weights
+from train.translation import held_out_pairs, score
+from train.writing import translate_each
 
 Evaluate = Callable[..., dict[str, float] | None]
+# Sentences translated at once: so often a run that is asked to stop can do so.
+SCORE_BATCH = 32
 
 
 def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Mesh) -> Evaluate:
@@ -54,6 +63,32 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
         }
 
     return evaluate
+
+
+def make_score(module: Any, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Evaluate | None:
+    """`score(params, stop=lambda: False)`, or None where there are no translations to score.
+
+    It translates `train.score_sentences` held-out sentences greedily and returns eval/bleu and eval/chrf (0 to 100; see
+    `train.translation.score`), or None if `stop()` became true between two batches.
+    """
+    if not (translates(config) and config.data.languages and config.train.score_sentences):
+        return None
+    pairs = held_out_pairs(corpus, config.train.score_sentences)
+    sources, references = [pair.source for pair in pairs], [pair.text for pair in pairs]
+
+    def score_translations(params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        texts = [""] * len(pairs)
+        done = translate_each(
+            module, params, tokenizer, sources, max_tokens=config.data.length, batch=min(SCORE_BATCH, len(pairs))
+        )
+        for index, text in done:
+            if stop():
+                return None
+            texts[index] = text
+        values = score(texts, references, languages(config.data))
+        return {"eval/bleu": values["bleu"], "eval/chrf": values["chrf"]}
+
+    return score_translations
 
 
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
 
-from configs.schema import Config, ConfigError
+from configs.schema import Config, ConfigError, Tokenizer
 from model import build
 from model.lora import LORA, merged
 from model.sharding import parameter_shapes
-from train.checkpoint import restore_params
+from train.checkpoint import described, restore_params
 
 # What an encoder that filled in masked words brings along where it becomes the encoder of a translator.
 OF_AN_ENCODER = ("layers/", "final_norm/", "relative/", "position/")
+
+
+# How a network is computed and trained, which a checkpoint does not settle.
+OF_THE_RUN = ("dropout", "dtype", "param_dtype", "layers", "remat", "kernel", "lora_rank", "lora_alpha", "lora_targets")
+
+
+def adopt(config: Config, init_from: str) -> Config:
+    """`config` for a run that starts from the checkpoint `init_from`: with its network and its tokenizer.
+
+    A translator keeps its own network where the checkpoint is an encoder.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    origin, tokenizer = described(init_from)
+    kept = {name: getattr(config.model, name) for name in OF_THE_RUN}
+    model = dataclasses.replace(origin.model, **kept)
+    if _becomes_encoder(origin, config):
+        model = config.model
+    vocabulary = Tokenizer(source="checkpoint", vocab_size=origin.tokenizer.vocab_size)
+    return dataclasses.replace(config, init_from=init_from, model=model, tokenizer=vocabulary)
+
+
+def _becomes_encoder(origin: Config, config: Config) -> bool:
+    return origin.model.network == "encoder" and config.model.network == "encoder_decoder"
 
 
 def initial_params(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
@@ -31,7 +57,7 @@ def initial_params(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     given: dict[str, Any] = flatten_dict(params, sep="/")
     wanted: dict[str, Any] = flatten_dict(parameter_shapes(build(config)), sep="/")
     needed = [path for path in wanted if path.rpartition("/")[2] not in LORA]
-    if origin.model.network == "encoder" and config.model.network == "encoder_decoder":
+    if _becomes_encoder(origin, config):
         given = {
             f"encoder/{path}" if path.startswith(OF_AN_ENCODER) else path: value
             for path, value in given.items()

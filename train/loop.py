@@ -21,14 +21,16 @@ from model import build
 from model.sharding import batch_sharding, check_divisible, make_mesh, parameter_shapes
 from train.checkpoint import CheckpointError, Checkpoints
 from train.data.pipeline import held_out_batches, train_batches
-from train.evaluate import make_evaluate, put
+from train.initial import initial_params
+from train.evaluate import make_evaluate, make_score, put
 from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
 from train.optimizer import evaluation_params, make_optimizer
 from train.run import Run, RunFolderError, held, open_run, write_atomically
 from train.step import init_state, jit_train_step, make_train_step, state_shape
 from train.writing import harmless
 
-Sampler = Callable[[Any, int], str]  # (params, step) -> text
+# (params, step) -> "prompt", "text" and, of a translation, "reference"
+Sampler = Callable[[Any, int], dict[str, str]]
 
 
 class TrainingError(RuntimeError):
@@ -131,11 +133,13 @@ class Trainer:
             self.state, data_state = self.checkpoints.restore(self.step, like)
             self.batches.set_state(data_state)
         else:
-            self.state = init_state(module, optimizer, config, self.mesh)
+            given = initial_params(config, self.mesh) if config.init_from else None
+            self.state = init_state(module, optimizer, config, self.mesh, given)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         train_step = make_train_step(module, optimizer, config, run.tokenizer.byte_lengths)
         self.train_step = jit_train_step(train_step, shardings, batch_sharding(self.mesh))
         self.evaluate = make_evaluate(module, run.tokenizer.byte_lengths, self.mesh)
+        self.score = make_score(module, config, run.corpus, run.tokenizer)
         self.pending: tuple[dict[str, jax.Array], dict[str, Any]] | None = None
         self.pace = Pace(config)
         self.open_writers()
@@ -207,7 +211,11 @@ class Trainer:
             return
         batches = held_out_batches(self.run.corpus, self.run.tokenizer, self.config, *self.processes)
         some = itertools.islice(batches, self.config.train.eval_batches or None)
-        values = self.evaluate(evaluation_params(self.config, self.state), some, self.stop)
+        params = evaluation_params(self.config, self.state)
+        values = self.evaluate(params, some, self.stop)
+        if values is not None and self.score is not None:
+            scores = self.score(params, self.stop)
+            values = None if scores is None else {**values, **scores}
         if values is not None and values["eval/tokens"]:
             self.evaluation = {"step": self.step, **values}
             self.write(self.step, values)
@@ -217,11 +225,10 @@ class Trainer:
         self.settle()
         if self.sampler is None or self.sampled == self.step or self.stop():
             return
-        text = self.sampler(evaluation_params(self.config, self.state), self.step)
+        sample = self.sampler(evaluation_params(self.config, self.state), self.step)
         self.sampled = self.step
-        prompt = self.config.train.sample_prompt
-        self.samples.write(self.step, {"prompt": prompt, "text": text})
-        self.terminal.say(harmless(f"sample at step {self.step}: {prompt}{text}"))
+        self.samples.write(self.step, sample)
+        self.terminal.say(harmless(f"sample at step {self.step}: {_told(sample)}"))
 
     def save(self) -> None:
         """Starts to save, unless a checkpoint of this step is there already."""
@@ -262,3 +269,10 @@ class Trainer:
                 writer.close()
         with contextlib.suppress(CheckpointError):
             self.checkpoints.close()
+
+
+def _told(sample: dict[str, str]) -> str:
+    """A sample in words."""
+    if "reference" not in sample:
+        return sample["prompt"] + sample["text"]
+    return f"{sample['prompt']}\n  translated: {sample['text']}\n  reference:  {sample['reference']}"

@@ -14,9 +14,21 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
-from configs.convert import feed_forward_width, head_width, layer_windows, num_kv_heads, to_dict
+from configs.convert import (
+    encoder_layers,
+    head_width,
+    is_recurrent,
+    layer_windows,
+    source_length,
+    to_dict,
+    translates,
+)
 from configs.schema import Config, ConfigError
+from model import build
+from model.lora import LORA
+from model.sharding import parameter_shapes
 from train.run import write_atomically, writing
 
 
@@ -166,6 +178,8 @@ _TOLD = {
     "train/mfu": "MFU {:.0%}",
     "eval/loss": "held-out loss {:.3f}",
     "eval/bits_per_byte": "held-out {:.3f} bits/byte",
+    "eval/bleu": "BLEU {:.1f}",
+    "eval/chrf": "chrF {:.1f}",
 }
 
 
@@ -197,22 +211,40 @@ class Pace:
             self._mark = (self._mark[0], self._mark[1] + time.perf_counter() - began)
 
 
+# Parameters that source tokens are multiplied with.
+OF_THE_SOURCE = ("encoder/", "layers/cross_attention/key/", "layers/cross_attention/value/")
+
+
 def train_flops_per_token(config: Config) -> float:
     """Model FLOPs of forward and backward per token (PaLM, Chowdhery et al. 2022, appendix B).
 
     6 P + sum over layers of 12 N H S, where P counts the weights of all matrices that a token is multiplied
     with (attention projections, feed-forward, the output layer even where it is the embedding; the look-up
-    of the embedding is no multiplication) and S is the number of keys, the row's length or the layer's
-    window. As is usual, causal masking takes nothing off, and what remat computes again does not count.
+    of the embedding is no multiplication; of the experts those that a token goes to) and S is the number of keys,
+    the row's length or the layer's window (linear and delta attention: H, the width of their state). As is usual,
+    causal masking takes nothing off, and what remat computes again does not count. Where a source is translated,
+    its share is counted with the target's tokens, as if both rows were full.
     """
-    model = config.model
-    heads, width = model.num_heads * head_width(config), model.width
-    attention = 2 * width * heads + 2 * width * num_kv_heads(config) * head_width(config)
-    feed_forward = (3 if model.gated else 2) * width * feed_forward_width(config)
-    matrices = model.num_layers * (attention + feed_forward) + width * config.tokenizer.vocab_size
-    length = config.data.length
-    keys = sum(min(window, length) if window else length for window in layer_windows(config, config.model.num_layers))
-    return 6.0 * matrices + 12.0 * heads * keys
+    model, length = config.model, config.data.length
+    sources = source_length(config) / length  # Source tokens for each target token.
+    matrices = float(model.width * config.tokenizer.vocab_size) if model.tied_embeddings else 0.0
+    for path, leaf in flatten_dict(parameter_shapes(build(config)), sep="/").items():
+        if path.rpartition("/")[2] in ("kernel", *LORA):
+            used = model.experts_per_token / model.num_experts if "experts" in path.split("/") else 1.0
+            matrices += leaf.size * used * (sources if path.startswith(OF_THE_SOURCE) else 1.0)
+    if is_recurrent(config):
+        return 6.0 * matrices
+    heads = model.num_heads * head_width(config)
+
+    def keys(num_layers: int, length: int) -> int:
+        if model.attention in ("linear", "delta"):
+            return num_layers * head_width(config)
+        return sum(min(window, length) if window else length for window in layer_windows(config, num_layers))
+
+    seen = float(keys(model.num_layers, length))
+    if translates(config):
+        seen += model.num_layers * source_length(config) + keys(encoder_layers(config), source_length(config)) * sources
+    return 6.0 * matrices + 12.0 * heads * seen
 
 
 @functools.cache

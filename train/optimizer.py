@@ -19,6 +19,7 @@ from optax.contrib import (
 )
 
 from configs.schema import Config, ConfigError
+from model.lora import LORA, is_trained
 
 Params = Any  # nested dict of arrays
 
@@ -31,15 +32,15 @@ MUON_RMS = 0.2
 class Parameter:
     """What a parameter is: its kind, and how many of its axes count layers, inputs and outputs."""
 
-    kind: str  # "kernel", "embedding", "bias", "scale" or "sinks"
-    layer_axes: int  # 1 if layers are stacked on the leading axis
+    kind: str  # the last part of its name
+    layer_axes: int  # 1 if layers are stacked on the leading axis, 1 more if experts are on the next
     input_axes: int
     output_axes: int
 
     @property
     def is_matrix(self) -> bool:
         """Whether it multiplies (or is looked up like a matrix), rather than shifts or scales."""
-        return self.kind in ("kernel", "embedding")
+        return self.kind in ("kernel", "embedding", *LORA)
 
 
 def parameter(path: tuple[Any, ...], ndim: int) -> Parameter:
@@ -50,14 +51,14 @@ def parameter(path: tuple[Any, ...], ndim: int) -> Parameter:
     """
     names = [str(getattr(key, "key", key)) for key in path]
     kind = names[-1]
-    if kind not in ("kernel", "embedding", "bias", "scale", "sinks"):
+    if kind not in ("kernel", "embedding", "bias", "scale", "sinks", "rate", "taps", *LORA):
         raise ValueError(f"parameter {'/'.join(names)}: {kind!r} is no known kind; name it in train/optimizer.py")
-    layer_axes = 1 if "layers" in names else 0
-    if kind not in ("kernel", "embedding"):
+    layer_axes = ("layers" in names) + ("experts" in names)
+    if kind not in ("kernel", "embedding", *LORA):
         return Parameter(kind, layer_axes, 0, ndim - layer_axes)
     # Heads belong to what a projection writes ([D, N, H]), except after attention, where they are read.
     reads_heads = names[-2] == "output" and names[-3].endswith("attention") if len(names) > 2 else False
-    input_axes = 2 if reads_heads else 1
+    input_axes = 2 if reads_heads and kind != "lora_out" else 1
     return Parameter(kind, layer_axes, input_axes, ndim - layer_axes - input_axes)
 
 
@@ -111,7 +112,21 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
         chain = [schedule_free(optax.chain(*chain), lambda count: rate(count - 1), b1=settings.beta1)]
     if settings.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
-    return _in_float32(optax.chain(*chain))
+    return _only_trained(config, params_shape, _in_float32(optax.chain(*chain)))
+
+
+def _only_trained(
+    config: Config, params_shape: Params, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`inner` for the parameters that are trained; the others get no update, and nothing is kept for them."""
+    if not config.model.lora_rank:
+        return inner
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        return "trained" if is_trained(config, jax.tree_util.keystr(path, simple=True, separator="/")) else "frozen"
+
+    labels = jax.tree_util.tree_map_with_path(label, params_shape)
+    return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels)
 
 
 def decay_mask(params: Params) -> Params:

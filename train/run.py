@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from configs.convert import differences, from_dict, to_dict
+from configs.convert import differences, fills_in, from_dict, to_dict
 from configs.schema import Config, ConfigError
 
 if TYPE_CHECKING:
+    from train.checkpoint import Restored
     from train.data.sections import Corpus
     from train.data.tokenizer import Tokenizer
 
@@ -51,7 +52,7 @@ def open_run(config: Config, folder: Path) -> Run:
 
     corpus = open_corpus(config.data)
     if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
-        tokenizer = make_tokenizer(config.tokenizer, corpus)
+        tokenizer = make_tokenizer(config.tokenizer, corpus, masked=fills_in(config))
         asked, config = config, _with_vocabulary(config, tokenizer.size)
         origin = {"corpus": corpus.record(), "vocab_size": asked.tokenizer.vocab_size}
         write_atomically(folder / "data.json", json.dumps(origin))
@@ -71,6 +72,20 @@ def open_run(config: Config, folder: Path) -> Run:
         tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8"), str(folder / "tokenizer.json"))
     write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=2))
     return Run(config, folder, corpus, tokenizer)
+
+
+def save_run(folder: Path, restored: Restored) -> None:
+    """Writes a network that was not trained here as a run folder: its only checkpoint, of step 0, is its parameters.
+
+    Raises CheckpointError or RunFolderError where it cannot be written.
+    """
+    from train.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder, restored.config, restored.tokenizer.to_json())
+    checkpoints.save_params(restored.params, restored.step)
+    checkpoints.close()
+    write_atomically(folder / "tokenizer.json", restored.tokenizer.to_json())
+    write_atomically(folder / "config.json", json.dumps(to_dict(restored.config), indent=2))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
 
 from configs.schema import Config
 from model import Source
+from model.lora import is_trained
 from model.sharding import init_params, param_shardings
 from model.transformer import LOSSES
 from train.loss import Loss, cross_entropy
@@ -64,13 +67,21 @@ def target_weights(batch: Batch) -> jax.Array:
 
 
 def init_state(
-    module: Any, optimizer: optax.GradientTransformation, config: Config, mesh: jax.sharding.Mesh
+    module: Any,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    given: dict[str, jax.Array] | None = None,
 ) -> TrainState:
-    """The state before the first step, computed in place on the devices of `mesh`; a function of train.seed."""
+    """The state before the first step, computed in place on the devices of `mesh`; a function of train.seed.
+
+    `given` are parameters by path (`layers/attention/query/kernel`) that replace random ones; they are donated.
+    """
     state_fn = _state_fn(module, optimizer, config)
     shardings = state_shardings(module, optimizer, config, mesh)
     with jax.set_mesh(mesh):
-        return jax.jit(state_fn, out_shardings=shardings)(jax.random.key(config.train.seed))
+        start = jax.jit(state_fn, out_shardings=shardings, donate_argnums=1)
+        return start(jax.random.key(config.train.seed), given or {})
 
 
 def state_shape(
@@ -81,7 +92,7 @@ def state_shape(
     What the optimizer keeps for a parameter (its path ends with the parameter's, its shape is the same)
     lies as the parameter does; counters, factored moments and scalars are on every device.
     """
-    shape = jax.eval_shape(_state_fn(module, optimizer, config), jax.random.key(0))
+    shape = jax.eval_shape(_state_fn(module, optimizer, config), jax.random.key(0), {})
     params = dict(jax.tree_util.tree_leaves_with_path(shape.params))
     lies = dict(zip(params, jax.tree.leaves(param_shardings(module, mesh)), strict=True))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -164,9 +175,9 @@ def jit_train_step(train_step: TrainStep, state_sharding: TrainState, batch_shar
 
 def _state_fn(
     module: Any, optimizer: optax.GradientTransformation, config: Config
-) -> Callable[[jax.Array], TrainState]:
-    def state_fn(key: jax.Array) -> TrainState:
-        params = init_params(module, key)
+) -> Callable[[jax.Array, dict[str, jax.Array]], TrainState]:
+    def state_fn(key: jax.Array, given: dict[str, jax.Array]) -> TrainState:
+        params = unflatten_dict({**flatten_dict(init_params(module, key), sep="/"), **given}, sep="/")
         ema = jax.tree.map(lambda x: x.astype(jnp.float32), params) if config.optimizer.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, jnp.zeros((), jnp.float32))
 
@@ -177,7 +188,11 @@ def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss
     """(params, batch, key, count) -> (objective / count, sums); `count` is that of the whole batch."""
     smoothing, z_loss = config.train.label_smoothing, config.train.z_loss
 
+    def frozen(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return x if is_trained(config, jax.tree_util.keystr(path, simple=True, separator="/")) else lax.stop_gradient(x)
+
     def loss_fn(params: Any, batch: Batch, key: jax.Array, count: jax.Array) -> tuple[jax.Array, Loss]:
+        params = jax.tree_util.tree_map_with_path(frozen, params)
         logits_BTV, variables = module.apply(
             {"params": params}, **network_inputs(batch), rows_B=batch["rows"],
             deterministic=not config.model.dropout, rngs={"dropout": key}, mutable=[LOSSES],

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from model.generate import Sampling, generate
+from configs.convert import translates
+from configs.schema import Config, ConfigError
+from model import Source
+from model.generate import Sampling, beam_search, generate
 from train.data.tokenizer import Tokenizer
 
 
@@ -37,6 +43,7 @@ class Sample:
     prompt: str
     text: str = ""
     tokens: list[Chosen] = field(default_factory=list)
+    score: float | None = None  # What a beam search compared it by.
 
     def to_dict(self) -> dict[str, Any]:
         """The sample as `--json` gives it."""
@@ -49,14 +56,16 @@ class Sample:
             }
             for token in self.tokens
         ]
-        return {"prompt": self.prompt, "text": self.text, "tokens": tokens}
+        score = {} if self.score is None else {"score": self.score}
+        return {"prompt": self.prompt, "text": self.text, **score, "tokens": tokens}
 
 
 class _Row:
     """One sample as it grows: bytes to text, and text up to a stop string."""
 
-    def __init__(self, prompt: str, stop: Sequence[str]) -> None:
+    def __init__(self, prompt: str, stop: Sequence[str], begins: bool) -> None:
         self.sample = Sample(prompt)
+        self.begins = begins  # Whether no text is before what comes next, neither the prompt's nor its own.
         self.stop = [string for string in stop if string]
         self.finished = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -71,6 +80,12 @@ class _Row:
             self.sample.text = self.sample.text[: min(found)]
         self.finished = is_end or bool(found)
         return self._news(len(self.sample.text) if self.finished else len(self.sample.text) - self._held_back())
+
+    def read(self, tokenizer: Tokenizer, id: int) -> bytes:
+        """The bytes of the next token, at its place."""
+        text_bytes = tokenizer.token_bytes(id, first=self.begins)
+        self.begins = self.begins and not tokenizer.token_bytes(id)
+        return text_bytes
 
     def close(self) -> str:
         """No more tokens will come; return the text that was held back."""
@@ -107,17 +122,18 @@ def write(
     """Continue each prompt until the text ends, a stop string appears, or `max_tokens` are written.
 
     Args:
-      prompts: texts; each is read as the beginning of a document.
+      prompts: texts; each is read as the beginning of a document, or translated by a network that does that.
       seeds: one per prompt; a sample depends on its own prompt and seed only.
       top: how many of the likeliest tokens to keep at each place.
       on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
         where a text ends with more than its last token brought.
     """
     end = tokenizer.end_of_text
-    rows = [_Row(prompt, stop) for prompt in prompts]
+    rows = [_Row(prompt, stop, begins=not prompt or translates(module.config)) for prompt in prompts]
     tell = on_token or (lambda row, token, text: None)
-    prompt_ids = [[end, *tokenizer.encode(prompt)] for prompt in prompts]
-    for chunk in generate(module, params, prompt_ids, sampling, max_tokens=max_tokens, seeds=seeds, end=end, top=top):
+    prompt_ids, sources = reads(module.config, tokenizer, prompts)
+    settings = {"max_tokens": max_tokens, "seeds": seeds, "end": end, "top": top, "sources": sources}
+    for chunk in generate(module, params, prompt_ids, sampling, **settings):
         for index, row in enumerate(rows):
             for place in range(chunk.tokens_BC.shape[1]):
                 if row.finished:
@@ -127,7 +143,7 @@ def write(
                     *_named(tokenizer, chunk.tokens_BC[index, place], chunk.logprobs_BC[index, place]),
                     top=tuple(Token(*_named(tokenizer, id, logprob)) for id, logprob in likeliest),
                 )
-                tell(index, chosen, row.add(chosen, tokenizer.token_bytes(chosen.id), chosen.id == end))
+                tell(index, chosen, row.add(chosen, row.read(tokenizer, chosen.id), chosen.id == end))
         if all(row.finished for row in rows):
             break
     for index, row in enumerate(rows):
@@ -135,6 +151,157 @@ def write(
         if rest:
             tell(index, None, rest)
     return [row.sample for row in rows]
+
+
+def reads(
+    config: Config, tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    """The tokens that a network begins with for each text, and those that it translates (None if it doesn't)."""
+    if not translates(config):
+        return [tokenizer.prompt(text) for text in texts], None
+    return [[tokenizer.start_of_target] for _ in texts], [tokenizer.source(text) for text in texts]
+
+
+def search(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    beams: int,
+    max_tokens: int,
+    length_penalty: float = 1.0,
+    num_best: int = 1,
+    stop: Sequence[str] = (),
+    top: int = 0,
+) -> list[list[Sample]]:
+    """The `num_best` best continuations or translations of each prompt that beam search finds, best first.
+
+    The arguments are those of `write` and of `beam_search`.
+    """
+    prompt_ids, sources = reads(module.config, tokenizer, prompts)
+    found = beam_search(
+        module, params, prompt_ids,
+        beams=beams, max_tokens=max_tokens, ends=tokenizer.ends, length_penalty=length_penalty,
+        sources=sources, num_best=num_best,
+    )  # fmt: skip
+    results: list[list[Sample]] = []
+    for index, (prompt, hypotheses) in enumerate(zip(prompts, found, strict=True)):
+        results.append([])
+        for hypothesis in hypotheses:
+            row = _Row(prompt, stop, begins=not prompt or sources is not None)
+            row.sample.score = hypothesis.score
+            source = None if sources is None else sources[index]
+            for chosen in _probabilities(module, params, tokenizer, prompt_ids[index], hypothesis.tokens, source, top):
+                if not row.finished:
+                    row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends)
+            row.close()
+            results[-1].append(row.sample)
+    return results
+
+
+def _probabilities(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    written: list[int],
+    source: list[int] | None,
+    top: int,
+) -> list[Chosen]:
+    """The tokens that were written after a prompt, with their probabilities and the likeliest at their places."""
+    tokens_BT = np.array([[*prompt, *written]], np.int32)
+    sources = None if source is None else Source.of(jnp.array([source], jnp.int32))
+    logprobs_TV = np.asarray(_log_probabilities(module, params, tokens_BT, sources)[0])[len(prompt) - 1 : -1]
+    result = []
+    for id, logprobs_V in zip(written, logprobs_TV, strict=True):
+        likeliest = np.argsort(-logprobs_V, kind="stable")[:top]
+        others = tuple(Token(*_named(tokenizer, other, logprobs_V[other])) for other in likeliest)
+        result.append(Chosen(*_named(tokenizer, np.int32(id), logprobs_V[id]), top=others))
+    return result
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_probabilities(module: Any, params: Any, tokens_BT: jax.Array, source: Source | None) -> jax.Array:
+    return jax.nn.log_softmax(module.apply({"params": params}, tokens_BT, source=source))
+
+
+def translate(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    beams: int = 1,
+    sampling: Sampling | None = None,
+    length_penalty: float = 1.0,
+    batch: int = 64,
+) -> list[str]:
+    """The translation of each text, by beam search, or with one beam greedily or as `sampling` says.
+
+    Args:
+      max_tokens: the most tokens to write for each; no translation gets much more than twice as long as its source.
+      sampling: as of `write`; text number n draws with the seed n.
+      batch: texts translated at once; with beam search, as many beams.
+
+    Raises:
+      ConfigError: beams and sampling, or a source longer than a learned position table.
+    """
+    settings = {"max_tokens": max_tokens, "beams": beams, "sampling": sampling, "length_penalty": length_penalty}
+    translations = [""] * len(texts)
+    for index, text in translate_each(module, params, tokenizer, texts, batch=batch, **settings):
+        translations[index] = text
+    return translations
+
+
+def translate_each(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    beams: int = 1,
+    sampling: Sampling | None = None,
+    length_penalty: float = 1.0,
+    batch: int = 64,
+) -> Iterator[tuple[int, str]]:
+    """(number of a text, its translation) as they are done, the shortest texts first; the arguments of `translate`."""
+    if beams > 1 and sampling is not None and sampling.temperature:
+        raise ConfigError(f"--beams={beams} contradicts --temperature={sampling.temperature:g}: beam search does not draw.")
+    starts, sources = reads(module.config, tokenizer, texts)
+    if sources is None:
+        raise ConfigError(f"--model.network={module.config.model.network} does not translate.")
+    order = sorted(range(len(texts)), key=lambda index: len(sources[index]))
+    rows = min(max(1, batch // beams), len(texts))
+    for first in range(0, len(texts), rows):
+        chosen = order[first : first + rows]
+        # The last batch is filled up, so that nothing is compiled for its size.
+        filled = [*chosen, *[chosen[0]] * (rows - len(chosen))]
+        of_batch = [sources[index] for index in filled]
+        room = min(max_tokens, 2 * max(map(len, of_batch)) + 16)
+        prompts = [starts[index] for index in filled]
+        if beams > 1:
+            found = beam_search(
+                module, params, prompts, beams=beams, max_tokens=room, ends=tokenizer.ends,
+                length_penalty=length_penalty, sources=of_batch,
+            )  # fmt: skip
+            written = [hypotheses[0].tokens for hypotheses in found]
+        else:
+            chunks = generate(
+                module, params, prompts, sampling or Sampling(temperature=0), max_tokens=room, seeds=filled,
+                end=tokenizer.end_of_text, sources=of_batch,
+            )  # fmt: skip
+            written = np.concatenate([chunk.tokens_BC for chunk in chunks], axis=1).tolist()
+        for index, tokens in zip(chosen, written, strict=False):
+            yield index, tokenizer.decode(_up_to_the_end(tokens, tokenizer))
+
+
+def _up_to_the_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens before the first one that ends a text."""
+    place = next((place for place, token in enumerate(tokens) if token in tokenizer.ends), len(tokens))
+    return list(tokens[:place])
 
 
 def _named(tokenizer: Tokenizer, id: np.integer, logprob: np.floating) -> tuple[int, str, float]:

@@ -1,7 +1,7 @@
 """The attention charts: all heads as small pictures, one head as a heat map and as lines between tokens.
 
-Shapes: L layers, N heads, T query length, S key length (T and S are the same tokens here), C cells of the lower
-triangle. The view with lines is that of BertViz (Vig 2019); the hovering and picking are Vega-Lite selections.
+Shapes: L layers, N heads, T query length, S key length, C cells: those of the lower triangle where attention is
+causal, all otherwise. The view with lines is that of BertViz (Vig 2019); the hovering and picking are Vega-Lite selections.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,41 +36,57 @@ def is_wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def linked_panels(
-    tokens: Sequence[str], weights_LNTS: np.ndarray, picked: tuple[int, int], looking: int | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Seen:
+    """What the panels show."""
+
+    queries: Sequence[str]  # the T tokens that look
+    keys: Sequence[str]  # the S tokens that are looked at
+    weights_LNTS: np.ndarray  # float, not checked here
+    causal: bool = True  # queries and keys are the same tokens, and none looks ahead
+    mean: bool = False  # whether the last head is the mean of the others
+
+
+def linked_panels(seen: Seen, picked: tuple[int, int], looking: int | None = None) -> dict[str, Any]:
     """A Vega-Lite specification of the three panels, with `concat`, `params`, `datasets` and `config`.
 
     `picked` is the (layer, head) shown at first; `looking` is a query that is highlighted from the start.
-    Weights are float [L, N, T, T] and are not checked here.
     """
     import altair as alt
 
+    layers, heads = seen.weights_LNTS.shape[:2]
+    names: list[int | str] = [*range(heads - 1), "mean"] if seen.mean else list(range(heads))
     spec: dict[str, Any] = {
         "$schema": alt.SCHEMA_URL,
-        "concat": _panels(tokens, *weights_LNTS.shape[:2]),
-        "params": [{"name": "tokens", "value": [visible(token) for token in tokens]}, *_selections(picked, looking)],
+        "concat": _panels(seen, names),
+        "params": [
+            {"name": "tokens", "value": [visible(token) for token in seen.queries]},
+            {"name": "keys", "value": [visible(token) for token in seen.keys]},
+            *_selections((picked[0], names[picked[1]]), looking),
+        ],
         "resolve": {"scale": {"opacity": "independent", "strokeWidth": "independent"}},
         "spacing": 28,
         "config": CHART_CONFIG,
     }
-    length = len(tokens)
-    units_LNC = np.rint(weights_LNTS[..., *np.tril_indices(length)] * _UNITS).astype(int)
+    T, S = len(seen.queries), len(seen.keys)
+    cells = np.tril_indices(T) if seen.causal else np.indices((T, S)).reshape(2, -1)
+    units_LNC = np.rint(seen.weights_LNTS[..., *cells] * _UNITS).astype(int)
     spec["datasets"] = {
         "heads": [
-            {"layer": layer, "head": head, "units": units_LNC[layer, head].tolist()}
-            for layer, head in np.ndindex(*units_LNC.shape[:2])
+            {"layer": layer, "head": names[head], "units": units_LNC[layer, head].tolist()}
+            for layer, head in np.ndindex(layers, heads)
         ],
         "pictures": [
-            {"layer": layer, "head": head, "picture": _picture(weights_LNTS[layer, head])}
-            for layer, head in np.ndindex(*units_LNC.shape[:2])
+            {"layer": layer, "head": names[head], "picture": _picture(seen.weights_LNTS[layer, head], seen.causal)}
+            for layer, head in np.ndindex(layers, heads)
         ],
-        "places": [{"query": place, "key": place} for place in range(length)],
+        "queries": [{"query": place} for place in range(T)],
+        "keys": [{"key": place} for place in range(S)],
     }
     return spec
 
 
-def _selections(picked: tuple[int, int], looking: int | None) -> list[dict[str, Any]]:
+def _selections(picked: tuple[int, int | str], looking: int | None) -> list[dict[str, Any]]:
     """The three selections that tie the panels: a head, a query and a key, each fed by the views it names.
 
     Written as Vega-Lite has them: Altair 6 renames layers when it concatenates charts, so that a selection
@@ -100,40 +117,45 @@ def _selections(picked: tuple[int, int], looking: int | None) -> list[dict[str, 
     ]
 
 
-def _panels(tokens: Sequence[str], layers: int, heads: int) -> list[dict[str, Any]]:
+def _panels(seen: Seen, names: Sequence[int | str]) -> list[dict[str, Any]]:
     """The grid of heads, the lines and the heat map; `_selections` ties them."""
     import altair as alt
 
-    length = len(tokens)
-    step = max(8, min(24, 520 // length))
-    # Only the picked head is unpacked from its row of thousandths: entry i of the lower triangle, row after row.
+    step = max(8, min(24, 520 // max(len(seen.queries), len(seen.keys))))
+    query = f"floor((datum.number - 1) / {len(seen.keys)})"
+    key = f"(datum.number - 1) % {len(seen.keys)}"
+    if seen.causal:
+        query = "floor((sqrt(8 * datum.number - 7) - 1) / 2)"
+        key = "datum.number - 1 - datum.query * (datum.query + 1) / 2"
+    # Only the picked head is unpacked from its row of thousandths: entry i of its cells, row after row.
     cells = (
         alt.Chart(alt.NamedData("heads"))
         .transform_filter({"param": "pick"})
         .transform_flatten(["units"])
         .transform_window(number="row_number()")
-        .transform_calculate(query="floor((sqrt(8 * datum.number - 7) - 1) / 2)")
+        .transform_calculate(query=query)
+        .transform_calculate(key=key)
         .transform_calculate(
-            key="datum.number - 1 - datum.query * (datum.query + 1) / 2",
             weight=f"datum.units / {_UNITS}",
             looks="tokens[datum.query] + '  (' + datum.query + ')'",
-            at="tokens[datum.key] + '  (' + datum.key + ')'",
+            at="keys[datum.key] + '  (' + datum.key + ')'",
         )
     )
-    return [_grid(layers, heads), _lines(cells, tokens, step), _heat_map(cells, tokens, step)]
+    return [_grid(len(seen.weights_LNTS), names), _lines(cells, seen, step), _heat_map(cells, seen, step)]
 
 
-def _grid(layers: int, heads: int) -> dict[str, Any]:
+def _grid(layers: int, names: Sequence[int | str]) -> dict[str, Any]:
     """All heads as small pictures, rows layers, columns heads; a click picks one."""
     import altair as alt
 
+    heads = len(names)
     size = max(28, min(64, 384 // heads))
-    head = alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
+    head = alt.X("head:O", title="head", sort=list(names), axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
     layer = alt.Y("layer:O", title="layer", axis=alt.Axis(domain=False, ticks=False))
     base = alt.Chart(alt.NamedData("pictures")).encode(
         x=head.scale(paddingInner=0.12, paddingOuter=0.06), y=layer.scale(paddingInner=0.12, paddingOuter=0.06)
     )
-    pictures = base.mark_image(width=size * 0.88, height=size * 0.88).encode(url="picture:N")
+    pictures = base.mark_image(width=size * 0.88, height=size * 0.88, aspect=False).encode(url="picture:N")
     frames = (
         base.mark_rect(fill=BLUE, fillOpacity=0.03, cursor="pointer", cornerRadius=2)
         .encode(
@@ -152,11 +174,12 @@ def _grid(layers: int, heads: int) -> dict[str, Any]:
     )
 
 
-def _lines(cells: alt.Chart, tokens: Sequence[str], step: float) -> dict[str, Any]:
-    """The tokens twice, queries left and keys right, and a line for each weight that can be seen."""
+def _lines(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
+    """Queries left, keys right, and a line for each weight that can be seen."""
     import altair as alt
 
-    width, length, label = 280, len(tokens), _label_width(tokens, step)
+    label = _label_width([*seen.queries, *seen.keys], step)
+    width, length = 280, max(len(seen.queries), len(seen.keys))
     left, right, font = label + 6, width - label - 6, _font_size(step)
     scale = alt.Scale(domain=[-0.5, length - 0.5], reverse=True, nice=False, zero=False)
     at_query = alt.Y("query:Q", scale=scale, axis=None)
@@ -195,43 +218,54 @@ def _lines(cells: alt.Chart, tokens: Sequence[str], step: float) -> dict[str, An
             opacity=alt.Opacity("weight:Q", scale=alt.Scale(domain=[0, 1], range=[0, 0.8], type="sqrt"), legend=None),
         )
     )
-    places = alt.Chart(alt.NamedData("places"))
-    name = places.transform_calculate(name="tokens[datum.query]")
-    queries = name.mark_text(align="right", fontSize=font, limit=label).encode(
+    left_places, right_places = alt.Chart(alt.NamedData("queries")), alt.Chart(alt.NamedData("keys"))
+    query_name = left_places.transform_calculate(name="tokens[datum.query]")
+    queries = query_name.mark_text(align="right", fontSize=font, limit=label).encode(
         x=alt.value(left - 4),
         y=at_query,
         text="name:N",
         opacity=_either({"param": "look"}, 1, 0.35),
     )
-    keys = name.mark_text(align="left", fontSize=font, limit=label).encode(
+    key_name = right_places.transform_calculate(name="keys[datum.key]")
+    keys = key_name.mark_text(align="left", fontSize=font, limit=label).encode(
         x=alt.value(right + 4),
         y=at_key,
         text="name:N",
         opacity=_either({"param": "seen"}, 1, 0.35),
     )
-    band = places.mark_bar(height=step, opacity=0).encode(y=at_query)
-    hit_queries = band.encode(x=alt.value(0), x2=alt.value(width * 0.6)).properties(name="left")
-    hit_keys = band.encode(x=alt.value(width * 0.6), x2=alt.value(width)).properties(name="right")
+    hit_queries = left_places.mark_bar(height=step, opacity=0).encode(
+        x=alt.value(0), x2=alt.value(width * 0.6), y=at_query
+    )
+    hit_keys = right_places.mark_bar(height=step, opacity=0).encode(
+        x=alt.value(width * 0.6), x2=alt.value(width), y=at_key
+    )
     return _panel(
-        alt.layer(every, some, shade, queries, keys, hit_queries, hit_keys),
+        alt.layer(
+            every, some, shade, queries, keys, hit_queries.properties(name="left"), hit_keys.properties(name="right")
+        ),
         width=width,
         height=length * step,
         title=alt.TitleParams("Where each token looks", subtitle="left: who looks; right: at whom"),
     )
 
 
-def _heat_map(cells: alt.Chart, tokens: Sequence[str], step: float) -> dict[str, Any]:
+def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
     """Queries down, keys across; the row of a hovered query and the column of a hovered key are framed."""
     import altair as alt
 
-    length, side = len(tokens), len(tokens) * step
-    axis = alt.Axis(
-        labelExpr="tokens[datum.value]", labelFontSize=_font_size(step), labelLimit=_label_width(tokens, step),
-        labelOverlap=False, ticks=False, domain=False, labelPadding=4,
-    )  # fmt: skip
-    scale = alt.Scale(domain=list(range(length)), paddingInner=0, paddingOuter=0)
-    key = alt.X("key:O", scale=scale, title="key: at whom", axis=axis)
-    query = alt.Y("query:O", scale=scale, title="query: who looks", axis=axis)
+    height, width = len(seen.queries) * step, len(seen.keys) * step
+
+    def axis(names: str, tokens: Sequence[str]) -> dict[str, Any]:
+        return {
+            "axis": alt.Axis(
+                labelExpr=f"{names}[datum.value]", labelFontSize=_font_size(step),
+                labelLimit=_label_width(tokens, step), labelOverlap=False, ticks=False, domain=False, labelPadding=4,
+            ),
+            "scale": alt.Scale(domain=list(range(len(tokens))), paddingInner=0, paddingOuter=0),
+        }  # fmt: skip
+
+    key = alt.X("key:O", title="key: at whom", **axis("keys", seen.keys))
+    query = alt.Y("query:O", title="query: who looks", **axis("tokens", seen.queries))
     heat = (
         cells.mark_rect(color=BLUE)
         .encode(
@@ -250,16 +284,18 @@ def _heat_map(cells: alt.Chart, tokens: Sequence[str], step: float) -> dict[str,
         )
         .properties(name="cells")
     )
-    frame = alt.Chart(alt.NamedData("places")).mark_rect(
-        fill=None, stroke=ORANGE, strokeWidth=2, cornerRadius=2, tooltip=None
-    )
-    row = frame.transform_filter({"param": "look", "empty": False}).encode(x=alt.value(0), x2=alt.value(side), y=query)
-    column = frame.transform_filter({"param": "seen", "empty": False}).encode(x=key, y=alt.value(0), y2=alt.value(side))
+
+    def frame(data: str, selection: str) -> alt.Chart:
+        chart = alt.Chart(alt.NamedData(data)).transform_filter({"param": selection, "empty": False})
+        return chart.mark_rect(fill=None, stroke=ORANGE, strokeWidth=2, cornerRadius=2, tooltip=None)
+
+    row = frame("queries", "look").encode(x=alt.value(0), x2=alt.value(width), y=query)
+    column = frame("keys", "seen").encode(x=key, y=alt.value(0), y2=alt.value(height))
     named = "'Layer ' + pick.layer[0] + ', head ' + pick.head[0]"
     return _panel(
         alt.layer(heat, row, column),
-        width=side,
-        height=side,
+        width=width,
+        height=height,
         title=alt.TitleParams(alt.expr(named), subtitle="one row a query; shade: square root of the weight"),
     )
 
@@ -284,19 +320,19 @@ def _label_width(tokens: Sequence[str], step: float) -> int:
     return min(90, math.ceil(wide * _font_size(step)) + 4)
 
 
-def _picture(weights_TS: np.ndarray) -> str:
+def _picture(weights_TS: np.ndarray, causal: bool) -> str:
     """One head as a small PNG in a data URL: blue whose opacity grows with the weight's square root.
 
     A picture for each head keeps thirty heads of thousands of cells quick to draw, which as marks they are not.
     """
-    length = len(weights_TS)
-    pool = -(-length // 96)  # each pixel shows the largest of pool x pool weights, so that no bright cell is lost
-    padded = -length % pool
-    pooled_TS = np.pad(weights_TS, ((0, padded), (0, padded)))
-    side = len(pooled_TS) // pool
-    pooled_TS = pooled_TS.reshape(side, pool, side, pool).max((1, 3))
-    level_TS = np.tril(1 + np.rint(14 * np.sqrt(np.clip(pooled_TS, 0, 1)))).astype(np.uint8)
-    level_TS = level_TS.repeat(-(-96 // side), 0).repeat(-(-96 // side), 1)  # nearest neighbour: browsers would blur
+    T, S = weights_TS.shape
+    pool = -(-max(T, S) // 96)  # each pixel shows the largest of pool x pool weights, so that no bright cell is lost
+    pooled_TS = np.pad(weights_TS, ((0, -T % pool), (0, -S % pool)))
+    down, across = len(pooled_TS) // pool, pooled_TS.shape[1] // pool
+    pooled_TS = pooled_TS.reshape(down, pool, across, pool).max((1, 3))
+    level_TS = 1 + np.rint(14 * np.sqrt(np.clip(pooled_TS, 0, 1))).astype(np.uint8)
+    level_TS = np.tril(level_TS) if causal else level_TS
+    level_TS = level_TS.repeat(-(-96 // down), 0).repeat(-(-96 // across), 1)  # nearest neighbour: browsers would blur
     opacity = [0, *(round(255 * (0.05 + 0.95 * level / 14)) for level in range(15))]
     colour = bytes.fromhex(BLUE[1:])
 

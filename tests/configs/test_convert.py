@@ -179,9 +179,9 @@ def test_derived_sizes():
 
 def test_the_window_pattern_repeats_over_the_layers():
     windows = {"model__num_layers": 5, "model__window": 4}
-    assert layer_windows(changed(**windows, model__window_pattern="LLG")) == [4, 4, 0, 4, 4]
-    assert layer_windows(changed(**windows)) == [4] * 5
-    assert layer_windows(changed(model__num_layers=2)) == [0, 0]
+    assert layer_windows(changed(**windows, model__window_pattern="LLG"), 5) == [4, 4, 0, 4, 4]
+    assert layer_windows(changed(**windows), 5) == [4] * 5
+    assert layer_windows(changed(), 2) == [0, 0]
 
 
 def test_configs_are_values():

@@ -26,10 +26,11 @@ import launch.train
 import train.loop
 import train.writing
 from configs import schema
-from configs.convert import leaves, override
+from configs.convert import leaves, override, translates
 from configs.schema import Config
-from model import build
+from model import Source, build
 from model.sharding import make_mesh, parameter_shapes
+from model.transformer import LOSSES
 from train.data.pipeline import held_out_batches, train_batches
 from train.data.sections import DataError, Section
 from train.data.sources import open_corpus
@@ -84,7 +85,9 @@ def program(config: Config) -> str:
     inputs_BT = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
     def apply(params, tokens_BT, positions_BT, segments_BT, key):
-        options = {"deterministic": False, "rngs": {"dropout": key}}
+        options = {"deterministic": False, "rngs": {"dropout": key}, "mutable": [LOSSES]}
+        if translates(config):
+            options["source"] = Source(tokens_BT, positions_BT, segments_BT)
         return module.apply({"params": params}, tokens_BT, positions_BT, segments_BT, **options)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -208,7 +211,7 @@ def life(config: Config) -> dict[str, Any]:
     def evaluate(params, batches, stop):
         return {"eval/loss": 1.0, "eval/bits_per_byte": 1.0, "eval/tokens": float(len(list(batches)))}
 
-    def start(module, optimizer, config, mesh):
+    def start(module, optimizer, config, mesh, given):
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state_shape(module, optimizer, config, mesh))
 
     wandb: Any = types.ModuleType("wandb")
@@ -244,36 +247,76 @@ def life(config: Config) -> dict[str, Any]:
 NUMBERS = itertools.count()
 LEARNED = {"model.position": "learned"}
 SCALED = {"model.rope_scaling": "llama3", "model.rope_scaling_factor": 8.0, "model.rope_base": 500_000.0}
+YARN = {**SCALED, "model.rope_scaling": "yarn", "model.head_width": 32, "model.rope_fast": 32.0}
+LONG = {"model.rope_scaling": "longrope", "model.rope_factors": "1.5,2", "model.rope_original_length": 4}
+STRETCHED = {**SCALED, "model.head_width": 32, "data.length": 4096, "model.rope_factors": ",".join(16 * ["2"])}
+LATENT = {"model.attention": "latent"}
+DELTA = {"model.attention": "delta"}
+RELATIVE = {"model.position": "relative"}
+TRANSLATOR = {"model.network": "encoder_decoder"}
+EXPERTS = {"model.num_experts": 4}
+LORA = {"model.lora_rank": 2}
 WINDOW = {"model.window": 4, "model.num_layers": 2}
 SKIP = {"train.anomaly": "skip"}
 JSONL = {"data.source": "jsonl:records.jsonl"}
 BPE = {"tokenizer.source": "bpe"}
+ATTENTIONS = ["mha", "gqa", "mqa", "latent", "linear", "delta"]
 Look = tuple[Callable[[Config], Any], dict[str, Any], list[Any]]
 
 # Each setting: where to look, with which other settings, and the values that must all look different.
 SETTINGS: dict[str, list[Look]] = {
     "name": [(life, {"train.wandb": "one", **SKIP}, [BASE.name, "other"])],
+    "model.network": [
+        (program, {}, ["decoder", "encoder", "encoder_decoder", "lstm", "lstm_encoder_decoder"]),
+    ],
     "model.num_layers": [(program, {}, [1, 2])],
+    "model.encoder_layers": [(program, TRANSLATOR, [0, 2])],
     "model.width": [(program, {}, [16, 32])],
     "model.num_heads": [(program, {}, [4, 8])],
-    "model.attention": [(program, {"model.num_heads": 8, "model.num_kv_heads": 0}, ["mha", "gqa", "mqa"])],
+    "model.attention": [(program, {"model.num_heads": 8, "model.num_kv_heads": 0}, ATTENTIONS)],
+    "model.latent_width": [(program, LATENT, [0, 8])],
+    "model.query_latent_width": [(program, LATENT, [0, 8])],
+    "model.latent_rope_width": [(program, LATENT, [0, 4])],
+    "model.convolution": [(program, DELTA, [0, 3, 4])],
+    "model.attention_scale": [(program, {}, [0.0, 1.0])],
+    "model.alignment": [(program, {"model.network": "lstm_encoder_decoder"}, ["luong", "bahdanau"])],
     "model.num_kv_heads": [(program, {}, [0, 2, 4])],
     "model.head_width": [(program, {}, [0, 8])],
-    "model.position": [(program, {}, ["rope", "learned", "sinusoidal", "alibi", "none"])],
+    "model.position": [(program, {}, ["rope", "learned", "sinusoidal", "alibi", "relative", "none"])],
     "model.rope_base": [(program, {}, [1e4, 1e5])],
-    "model.rope_scaling": [
-        (program, {**SCALED, "model.head_width": 32, "data.length": 4096}, ["none", "linear", "ntk", "llama3"])
-    ],
+    "model.rope_scaling": [(program, STRETCHED, ["none", "linear", "ntk", "llama3", "yarn", "longrope"])],
+    "model.rope_local_base": [(program, WINDOW, [0.0, 100.0])],
+    "model.rope_fraction": [(program, {"model.head_width": 8}, [0.5, 1.0])],
+    "model.rope_slow": [(program, YARN, [1.0, 2.0])],
+    "model.rope_fast": [(program, YARN, [8.0, 32.0])],
+    "model.rope_attention_factor": [(program, YARN, [0.0, 1.5])],
+    "model.rope_factors": [(program, LONG, ["1.5,2", "2,2"])],
+    "model.relative_buckets": [(program, RELATIVE, [4, 8])],
+    "model.relative_distance": [(program, RELATIVE, [20, 40])],
     "model.rope_scaling_factor": [(program, {**SCALED, "model.head_width": 32}, [1.0, 4.0])],
     "model.rope_original_length": [(program, {**SCALED, "model.head_width": 32}, [100, 8192])],
     "model.max_length": [(program, LEARNED, [0, 50])],
     "model.norm": [(program, {}, ["rms", "layer"])],
-    "model.norm_position": [(program, {}, ["pre", "post", "both"])],
+    "model.norm_position": [(program, {}, ["pre", "post", "both", "output"])],
+    "model.final_norm": [(program, {"model.norm_position": "post"}, ["on", "off"])],
     "model.norm_epsilon": [(program, {}, [1e-6, 1e-5])],
     "model.qk_norm": [(program, {}, ["none", "head", "all"])],
-    "model.activation": [(program, {}, ["gelu", "silu", "relu", "relu2"])],
+    "model.activation": [(program, {}, ["gelu", "gelu_exact", "silu", "relu", "relu2"])],
     "model.gated": [(program, {"model.feed_forward_width": 8}, [False, True])],
     "model.feed_forward_width": [(program, {}, [0, 8])],
+    "model.num_experts": [(program, {}, [0, 2, 4])],
+    "model.experts_per_token": [(program, EXPERTS, [1, 2])],
+    "model.expert_capacity": [(program, EXPERTS, [0.0, 0.5, 1.0])],
+    "model.router_renormalize": [(program, EXPERTS, [False, True])],
+    "model.router_balance": [(training_step, EXPERTS, [0.0, 0.01, 0.02])],
+    "model.router_z_loss": [(training_step, EXPERTS, [0.0, 0.01, 0.02])],
+    "model.qkv_biases": [(program, {}, [False, True])],
+    "model.output_bias": [(program, {}, [False, True])],
+    "model.scale_embeddings": [(program, {}, [False, True])],
+    "model.logit_scale": [(program, {}, [1.0, 0.5])],
+    "model.lora_rank": [(program, {}, [0, 2])],
+    "model.lora_alpha": [(program, LORA, [16.0, 8.0])],
+    "model.lora_targets": [(program, LORA, ["query,value", "query", "all"])],
     "model.biases": [(program, {}, [False, True])],
     "model.tied_embeddings": [(program, {}, [False, True])],
     "model.window": [(program, {}, [0, 3, 4])],
@@ -335,6 +378,7 @@ SETTINGS: dict[str, list[Look]] = {
     "train.wandb": [(life, SKIP, ["", "one", "two"])],
     "mesh.data": [(devices, {"mesh.fsdp": -1}, [1, 2])],
     "mesh.fsdp": [(devices, {"mesh.data": -1}, [1, 2])],
+    "mesh.expert": [(devices, {"mesh.data": -1}, [1, 2])],
     "mesh.tensor": [(devices, {"mesh.data": -1}, [1, 2])],
 }
 LOOKS = [(name, number) for name, looks in SETTINGS.items() for number in range(len(looks))]

@@ -34,7 +34,9 @@ def test_without_flags_it_is_the_default_preset(resolve):
 
 
 def test_a_flag_overrides_the_preset_wherever_it_stands(resolve):
-    config = resolve("--model.width=64", "--config=smoke", "--train.seed", "3", "--model.attention_sinks", "--data.field=body")
+    config = resolve(
+        "--model.width=64", "--config=smoke", "--train.seed", "3", "--model.attention_sinks", "--data.field=body"
+    )
     changes = {"model.width": 64, "train.seed": 3, "model.attention_sinks": True, "data.field": "body"}
     assert config == override(preset("smoke"), changes)
 

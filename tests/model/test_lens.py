@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from model import attention, build, decoder
+from model import attention, build, decoder, transformer
 from model.lens.places import INTERMEDIATES
 from model.lens.record import record
 
@@ -99,7 +99,7 @@ def test_places_leave_no_trace_in_the_program_when_nobody_looks(monkeypatch, ker
         return jax.jit(apply).lower(random_params(module), TOKENS_BT).as_text()
 
     with_places, recorded = program(), program(mutable=[INTERMEDIATES])
-    for module in (attention, decoder):
-        monkeypatch.setattr(module, "tap", lambda module, name, value: None)
+    for module in (attention, decoder, transformer):
+        monkeypatch.setattr(module, "tap", lambda module, name, value: value)
     assert program() == with_places
     assert recorded != with_places

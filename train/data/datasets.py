@@ -14,16 +14,18 @@ from dataclasses import replace
 from functools import lru_cache
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import constants
 from tensorflow_datasets.core.download import downloader
 
 from configs import schema
-from train.data import stdlib
-from train.data.sections import Corpus, DataError, Section, cuts, digest, hold_out_last
+from train.data import libreoffice, stdlib
+from train.data.pairs import languages
+from train.data.sections import Corpus, DataError, Section, check_enough, cuts, digest, hold_out_last
 from train.data.sources import Progress
 
 # Splits up to this size are scanned once when opened, so that long documents can be cut into sections.
@@ -32,23 +34,31 @@ HELD_OUT_SPLITS = ("held_out", "validation", "valid", "dev", "test")
 
 
 class WholeDocuments:
-    """Documents of a split, `numbers` of them, each one section."""
+    """Documents of a split, `numbers` of them, each one section, or pairs if `source_field` is given."""
 
-    def __init__(self, source: Sequence[Any], field: str, numbers: range) -> None:
-        self._source, self._field, self._numbers = source, field, numbers
+    def __init__(self, source: Sequence[Any], field: str, numbers: range, source_field: str = "") -> None:
+        self._source, self._field, self._numbers, self._source_field = source, field, numbers, source_field
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, index: int, /) -> Section:
-        return Section(_document(self._source, self._numbers[index], self._field).decode(), last=True)
+        number = self._numbers[index]
+        if not self._source_field:
+            return Section(_document(self._source, number, self._field).decode(), last=True)
+        example = self._source[number]
+        text, source = (example[field].decode().strip() for field in (self._field, self._source_field))
+        return Section(text, last=True, source=source)
 
     def hold_out(self, share: float, source: str) -> tuple[WholeDocuments, WholeDocuments]:
         """Divides the documents into (all others, the last ones)."""
-        # Only splits of hundreds of megabytes are read like this: there are documents enough.
+        check_enough(len(self), source)
         count = min(max(1, round(share * len(self))), len(self) - 1)
-        train, held_out = self._numbers[:-count], self._numbers[-count:]
-        return WholeDocuments(self._source, self._field, train), WholeDocuments(self._source, self._field, held_out)
+        train, held_out = (
+            WholeDocuments(self._source, self._field, numbers, self._source_field)
+            for numbers in (self._numbers[:-count], self._numbers[-count:])
+        )
+        return train, held_out
 
 
 class CutDocuments:
@@ -91,17 +101,49 @@ def open_stdlib(config: schema.Data, progress: Progress) -> Corpus:
             data_dir=config.directory or None,
         )
 
-    tfds.disable_progress_bar()  # ours counts bytes
-    try:
-        builder = _prepared(make, config.source)
-    finally:
-        tfds.enable_progress_bar()
+    builder = _prepared_with_bar(make, config.source)
     train, held_out = (_sections(builder, split, replace(config, field="text")) for split in ("train", "held_out"))
     return Corpus(train, held_out, library.fingerprint(), f"the standard library of {stdlib.interpreter()}")
 
 
+def open_libreoffice(config: schema.Data, folder: str, progress: Progress) -> Corpus:
+    """LibreOffice's help in two languages, from Debian's packages in `folder`, or from where apt-get has them.
+
+    Prepared in about ten seconds the first time, then kept.
+
+    Raises:
+      DataError: the packages are not there and cannot be fetched, or cannot be read.
+    """
+    names = languages(config)
+    if folder:
+        place = Path(folder).expanduser()
+    else:
+        place = Path(config.directory or constants.DATA_DIR).expanduser() / "downloads" / "libreoffice"
+        libreoffice.fetch_packages(names, place)
+    packages = libreoffice.find_packages(names, place)
+
+    def make() -> libreoffice.LibreOfficeHelp:
+        return libreoffice.LibreOfficeHelp(
+            packages=packages,
+            progress=lambda done, total: progress("Reading LibreOffice's help", done, total),
+            data_dir=config.directory or None,
+        )
+
+    builder = _prepared_with_bar(make, config.source)
+    train, held_out = (_sections(builder, split, config) for split in ("train", "held_out"))
+    facts = cast("dict[str, Any]", builder.info.metadata)
+    description = (
+        f"LibreOffice's help, {config.languages}: {len(train)} pairs and {len(held_out)} held out, of "
+        f"{facts['paragraphs']} paragraphs; left out: "
+        + ", ".join(f"{count} {why}" for why, count in facts["left out"].items())
+    )
+    return Corpus(train, held_out, libreoffice.fingerprint(packages), description)
+
+
 def open_tfds(config: schema.Data, name: str) -> Corpus:
     """A TFDS dataset by `NAME[/CONFIG][:SPLIT]`, from `data.directory`, or prepared there as array_record.
+
+    With `data.languages` it has to be one for translation (wmt*, ted_hrlr_translate, opus), and is read as pairs.
 
     SPLIT (`train` if not given) may be any expression of TFDS, such as `train[:10%]`. Held out is a split of one of the
     names in HELD_OUT_SPLITS that SPLIT does not mention; if there is none, the last of SPLIT's documents. Documents are
@@ -110,7 +152,7 @@ def open_tfds(config: schema.Data, name: str) -> Corpus:
     read again, for the fingerprint: TFDS gives changed text another version.
 
     Raises:
-      DataError: there is no such dataset, config, split or field, or it cannot be prepared or be read without
+      DataError: there is no such dataset, config, split, field or language, or it cannot be prepared or be read without
         TensorFlow.
     """
     name, _, split = name.partition(":")
@@ -123,7 +165,7 @@ def open_tfds(config: schema.Data, name: str) -> Corpus:
             f"by hand it is tfds build {name} --file_format=array_record"
         )
     split = split or "train"
-    _check_field(info.features, config)
+    (_check_languages if config.languages else _check_field)(info.features, config)
     train = _sections(builder, split, config)
     mentioned = re.findall(r"\w+", split)
     others = [other for other in HELD_OUT_SPLITS if other in info.splits and not {other, "all"} & set(mentioned)]
@@ -134,7 +176,7 @@ def open_tfds(config: schema.Data, name: str) -> Corpus:
     else:
         train, held_out = train.hold_out(config.held_out, config.source)
     shards = {part.name: [part.shard_lengths, part.num_bytes] for part in info.splits.values()}
-    fingerprint = digest([info.full_name, shards, split, config.field])
+    fingerprint = digest([info.full_name, shards, split, config.languages or config.field])
     return Corpus(train, held_out, fingerprint, f"{info.full_name}, split {split}")
 
 
@@ -188,6 +230,15 @@ def _prepared(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds
         return builder
 
 
+def _prepared_with_bar(make: Callable[[], tfds.core.DatasetBuilder], source: str) -> tfds.core.DatasetBuilder:
+    """As `_prepared`, for our own builders, which count bytes, so that TFDS need not show how far it is."""
+    tfds.disable_progress_bar()
+    try:
+        return _prepared(make, source)
+    finally:
+        tfds.enable_progress_bar()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps TFDS off stdout, which belongs to the program, from warnings about what is meant, and from retrying a
@@ -219,6 +270,9 @@ def _sections(builder: tfds.core.DatasetBuilder, split: str, config: schema.Data
         raise DataError(
             f"--data.source={config.source}: no split {split} ({_one_line(error)}); it has {', '.join(info.splits)}"
         ) from None
+    if config.languages:
+        source_field, field = languages(config)
+        return WholeDocuments(source, field, range(len(source)), source_field)
     mean = info.dataset_size / max(1, sum(part.num_examples for part in info.splits.values()))
     if mean * len(source) > MAX_INDEXED_BYTES:
         return WholeDocuments(source, config.field, range(len(source)))
@@ -231,6 +285,20 @@ def _check_field(features: Any, config: schema.Data) -> None:
         raise DataError(
             f"--data.field={config.field} is no text in {config.source}; "
             f"fields with text: {', '.join(fields) or 'none'}"
+        )
+
+
+def _check_languages(features: Any, config: schema.Data) -> None:
+    if not isinstance(features, tfds.features.Translation):
+        raise DataError(
+            f"--data.languages={config.languages}: {config.source} holds no pairs to translate; its fields are "
+            f"{', '.join(features)}; without --data.languages one of them is read as text"
+        )
+    missing = [name for name in languages(config) if name not in features]
+    if missing:
+        raise DataError(
+            f"--data.languages={config.languages}: {config.source} has no {' and no '.join(missing)}; "
+            f"its languages are {', '.join(features.languages)}"
         )
 
 

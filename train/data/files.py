@@ -1,4 +1,4 @@
-"""Text from files: plain text, or one JSON object per line. Only an index is kept in memory."""
+"""Text from files: plain text, one JSON object per line, or one pair per line. Only an index is kept in memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from configs import schema
+from train.data.pairs import hold_out_unseen, text_number
 from train.data.sections import Corpus, DataError, Section, cuts, digest, hold_out_last, hold_out_tails, next_cut
 from train.data.sources import Progress
 
@@ -78,6 +79,21 @@ class JsonlSections:
         return Section(_text_of(record, self._field, file.path)[start:end].decode(), bool(last))
 
 
+class PairLines:
+    """Pairs of lines with tabs; `index_N3` has a row (file, start, end) in bytes for each."""
+
+    def __init__(self, files: list[IndexedFile], index_N3: np.ndarray) -> None:
+        self._files, self._index_N3 = files, index_N3
+
+    def __len__(self) -> int:
+        return len(self._index_N3)
+
+    def __getitem__(self, index: int, /) -> Section:
+        number, start, end = self._index_N3[index].tolist()
+        file = self._files[number]
+        return _pair(file.read(start, end).decode(), file.path)
+
+
 def open_text(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
     """UTF-8 files, each a document; a tail of each is held out. Line ends stay as they are.
 
@@ -128,6 +144,38 @@ def open_jsonl(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
     held_out_N = hold_out_last(np.array(record_of_row), config.held_out, config.source)
     train, held_out = (JsonlSections(files, config.field, index_N6[n]) for n in (~held_out_N, held_out_N))
     return Corpus(train, held_out, digest(hashes), f"{records} records in {len(files)} file(s) {pattern}", hashes)
+
+
+def open_tsv(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
+    """UTF-8 files with lines SOURCE<TAB>TARGET, without quoting; empty lines don't count.
+
+    Evenly spread lines are held out, but for those whose source or target stands in the others as well.
+
+    Raises:
+      DataError: no file matches, there are too few pairs, or a line is not UTF-8 or not two texts.
+    """
+    rows, texts, files, hashes = array("q"), array("q"), [], {}
+    for scan in _scan(pattern, progress):
+        start = 0
+        for number, line in enumerate(scan.file, start=1):
+            scan.read(line)
+            if line.strip():
+                pair = _pair(_decode(line, scan.path, start), f"{scan.path}, line {number}")
+                rows.extend((len(files), start, start + len(line)))
+                texts.extend((text_number(pair.source), text_number(pair.text)))
+            start += len(line)
+        files.append(scan.indexed)
+        hashes[scan.path] = scan.finish()
+    index_N3, texts_N2 = np.array(rows, np.int64).reshape(-1, 3), np.array(texts, np.int64).reshape(-1, 2)
+    chosen_N = hold_out_tails(np.arange(len(index_N3)), config.held_out, config.source)
+    held_out_N = hold_out_unseen(chosen_N, texts_N2, config.source)
+    train, held_out = (PairLines(files, index_N3[n]) for n in (~chosen_N, held_out_N))
+    dropped = len(index_N3) - len(train) - len(held_out)
+    description = (
+        f"{len(train)} pairs {config.languages} of {len(files)} file(s) {pattern}, and {len(held_out)} held out "
+        f"({dropped} more are left out: the others hold the same text)"
+    )
+    return Corpus(train, held_out, digest(hashes), description, hashes)
 
 
 class _Scan:
@@ -181,6 +229,14 @@ def _decode(piece: bytes, path: str, start: int) -> str:
             f"the file {path} is not UTF-8: byte {piece[error.start]:#04x} at offset {start + error.start} "
             f"({error.reason}); convert it, for instance with iconv -t UTF-8"
         ) from None
+
+
+def _pair(line: str, where: str) -> Section:
+    columns = [column.strip() for column in line.removeprefix("\ufeff").split("\t")]
+    if len(columns) != 2 or not all(columns):
+        found = f"{len(columns)} column(s)" if len(columns) != 2 else f"an empty {'target' if columns[0] else 'source'}"
+        raise DataError(f"{where}: two texts with a tab between them are needed, SOURCE<TAB>TARGET, this has {found}")
+    return Section(columns[1], last=True, source=columns[0])
 
 
 def _parse(line: str, where: str) -> object:

@@ -1,9 +1,9 @@
 """Batches of packed text, as a Grain pipeline whose place is in the checkpoint.
 
 Row r of the global batch (0 <= r < B) is a stream of its own: it reads the shuffled sections r, r+B, r+2B, ... epoch
-after epoch, and lays them end to end in rows of T tokens. Batch n therefore depends on the seed, n and B alone. A
-process that owns some of the rows reads the sections of those rows only, and how many processes there are changes
-nothing.
+after epoch, and lays them end to end in rows of T tokens, or packs them whole if they are pairs. Batch n therefore
+depends on the seed, n and B alone. A process that owns some of the rows reads the sections of those rows only, and how
+many processes there are changes nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import atexit
 import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grain
 import numpy as np
 
+from configs.convert import fills_in
 from configs.schema import Config
+from train.data.masking import MaskedStream, TokenizedReadings
+from train.data.pairs import PairStream, TokenizedPairs
 from train.data.sections import Corpus, DataError, Section, Sections
 from train.data.tokenizer import Tokenizer
 
 # inputs, targets, segments and positions, each [B, T] int32. Segments count the sections of a row from 1; 0 is
-# padding, whose target does not count. Positions count from 0 in each segment.
+# padding, whose target does not count. Positions count from 0 in each segment. Batches of pairs have source,
+# source_segments and source_positions, each [B, S] int32, as well. Where only some targets count, weights [B, T] int32
+# has 1 for them.
 Batch = dict[str, np.ndarray]
 # Sections whose tokens stay in memory.
 CACHED_SECTIONS = 16_384
@@ -58,63 +63,94 @@ class RowStream:
     last target before it: each token after a section's first is a target exactly once.
 
     Attributes:
-      section: number of the section that is read next.
-      offset: how many of its targets have been handed out.
+      place: where the stream is, as a list for JSON: the section that is read next, and how many of its targets have
+        been handed out.
     """
 
     def __init__(
         self, tokens_of: Callable[[int], np.ndarray], length: int, first: int, stride: int, end: int | None = None
     ) -> None:
         self._tokens_of, self._length, self._stride, self._end = tokens_of, length, stride, end
-        self.section, self.offset = first, 0
+        self.place = [first, 0]
 
     def exhausted(self) -> bool:
         """Whether there is no further section."""
-        return self._end is not None and self.section >= self._end
+        return self._end is not None and self.place[0] >= self._end
 
     def next_row(self) -> Batch:
         """The next row: like a batch, without its first axis; padded at the end if the sections are used up."""
         row_CT = np.zeros((4, self._length), np.int32)
         used, segment = 0, 0
         while used < self._length and not self.exhausted():
-            tokens = self._tokens_of(self.section)
-            taken = min(self._length - used, len(tokens) - 1 - self.offset)
-            piece, end = slice(self.offset, self.offset + taken + 1), used + taken
+            section, offset = self.place
+            tokens = self._tokens_of(section)
+            taken = min(self._length - used, len(tokens) - 1 - offset)
+            piece, end = slice(offset, offset + taken + 1), used + taken
             segment += 1
             row_CT[0, used:end] = tokens[piece][:-1]
             row_CT[1, used:end] = tokens[piece][1:]
             row_CT[2, used:end] = segment
             row_CT[3, used:end] = np.arange(taken)
-            used, self.offset = end, self.offset + taken
-            if self.offset == len(tokens) - 1:
-                self.section, self.offset = self.section + self._stride, 0
+            used, offset = end, offset + taken
+            self.place = [section + self._stride, 0] if offset == len(tokens) - 1 else [section, offset]
         return dict(zip(("inputs", "targets", "segments", "positions"), row_CT, strict=True))
+
+
+class Stream(Protocol):
+    """One row of each batch; `place` goes into the checkpoint, and setting it goes there."""
+
+    place: list[int]
+
+    def exhausted(self) -> bool:
+        """Whether there is nothing left to read."""
+        ...
+
+    def next_row(self) -> Batch:
+        """One row of the next batch."""
+        ...
+
+
+def _tokenized(sections: Sections, tokenizer: Tokenizer, config: Config) -> grain.sources.RandomAccessDataSource[Any]:
+    if fills_in(config):
+        return TokenizedReadings(sections, tokenizer)
+    return (TokenizedPairs if config.data.languages else TokenizedSections)(sections, tokenizer)
+
+
+def _stream(
+    read: Callable[[int], Any], tokenizer: Tokenizer, config: Config, first: int, stride: int, end: int | None = None
+) -> Stream:
+    if fills_in(config):
+        # What is held out is judged with the same tokens masked, whichever the run's seed is.
+        seed = _spread_out(config.train.seed) if end is None else 0
+        return MaskedStream(read, config.data, tokenizer, first, stride, end, seed)
+    if config.data.languages:
+        return PairStream(read, config.data, first, stride, end)
+    return RowStream(read, config.data.length, first, stride, end)
 
 
 class _Rows(grain.IterDataset[Batch]):
     """The rows `first` to `last` of each global batch."""
 
-    def __init__(self, tokens: grain.MapDataset[np.ndarray], config: Config, rows: range) -> None:
+    def __init__(self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: range) -> None:
         super().__init__()
-        self._tokens, self._config, self._rows = tokens, config, rows
+        self._arguments = tokens, tokenizer, config, rows
 
     def __iter__(self) -> grain.DatasetIterator[Batch]:
-        return _RowsIterator(self._tokens, self._config, self._rows)
+        return _RowsIterator(*self._arguments)
 
 
 class _RowsIterator(grain.DatasetIterator[Batch]):
-    def __init__(self, tokens: grain.MapDataset[np.ndarray], config: Config, rows: range) -> None:
+    def __init__(self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: range) -> None:
         super().__init__()
         # Grain's type allows for elements that a filter took out; there is none.
-        read = cast("Callable[[int], np.ndarray]", tokens.__getitem__)
-        stride = config.train.batch_size
-        self._streams = {row: RowStream(read, config.data.length, row, stride) for row in rows}
+        read = cast("Callable[[int], Any]", tokens.__getitem__)
+        self._streams = {row: _stream(read, tokenizer, config, row, config.train.batch_size) for row in rows}
 
     def __next__(self) -> Batch:
         return _stack([stream.next_row() for stream in self._streams.values()])
 
     def get_state(self) -> dict[str, Any]:
-        return {"rows": {str(row): [stream.section, stream.offset] for row, stream in self._streams.items()}}
+        return {"rows": {str(row): list(stream.place) for row, stream in self._streams.items()}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         missing = sorted(row for row in self._streams if str(row) not in state["rows"])
@@ -124,7 +160,7 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
                 f"{missing} as well: merge the 'rows' that the processes saved, or resume with as many as there were"
             )
         for row, stream in self._streams.items():
-            stream.section, stream.offset = state["rows"][str(row)]
+            stream.place = list(state["rows"][str(row)])
 
 
 class _Prefetched(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
@@ -149,24 +185,24 @@ class _Prefetched(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
 def train_batches(
     corpus: Corpus, tokenizer: Tokenizer, config: Config, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator[Batch]:
-    """This process's rows of each training batch, endlessly; no padding.
+    """This process's rows of each training batch, endlessly; no padding but where a further pair did not fit.
 
     The iterator's `get_state` gives a dictionary for JSON that tells the place behind the last batch handed out,
     whatever has been prefetched; `set_state` goes there. States of several processes are merged by joining their
     "rows", and a merged one fits any number of processes.
 
     Returns:
-      An iterator over [B / process_count, T] batches.
+      An iterator over [B / process_count, T] batches; of pairs if `config.data.languages` is set.
 
     Raises:
-      DataError: the batch cannot be shared evenly, or there is no text.
+      DataError: the batch cannot be shared evenly, or there is no text; later, that no pair fits into a row.
     """
-    tokens = grain.MapDataset.source(TokenizedSections(corpus.train, tokenizer))
+    tokens = grain.MapDataset.source(_tokenized(corpus.train, tokenizer, config))
     if config.data.shuffle:
         # Grain adds the epoch to the seed; spread out, seeds 0 and 1 don't share their orders.
-        tokens = tokens.shuffle(seed=int(np.random.SeedSequence(config.train.seed % 2**64).generate_state(1)[0]))
+        tokens = tokens.shuffle(seed=_spread_out(config.train.seed))
     rows = _rows_of(config, process_index, process_count)
-    dataset = _Rows(tokens.repeat(), config, rows)
+    dataset = _Rows(tokens.repeat(), tokenizer, config, rows)
     return _Prefetched(iter(dataset), config.data.prefetch)
 
 
@@ -175,14 +211,16 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """This process's rows of the batches that hold all of the held-out text once, in order; the last one is padded.
 
+    Pairs that are too long for a row are left out, and the others only nearly in order.
+
     Every process gets the same number of batches.
 
     Raises:
       DataError: the batch cannot be shared evenly.
     """
     rows = _rows_of(config, process_index, process_count)
-    tokens = TokenizedSections(corpus.held_out, tokenizer)
-    stream = RowStream(tokens.__getitem__, config.data.length, first=0, stride=1, end=len(tokens))
+    tokens = _tokenized(corpus.held_out, tokenizer, config)
+    stream = _stream(tokens.__getitem__, tokenizer, config, first=0, stride=1, end=len(tokens))
 
     def batches() -> Iterator[Batch]:
         while not stream.exhausted():
@@ -193,8 +231,13 @@ def held_out_batches(
 
 
 def padding_efficiency(batch: Batch) -> float:
-    """The share of a batch's positions that hold text."""
-    return float(np.mean(batch["segments"] > 0))
+    """The share of a batch's positions that hold text, those of the source included."""
+    names = [name for name in ("segments", "source_segments") if name in batch]
+    return float(np.mean(np.concatenate([batch[name] > 0 for name in names], axis=1)))
+
+
+def _spread_out(seed: int) -> int:
+    return int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
 
 
 def _rows_of(config: Config, process_index: int, process_count: int) -> range:

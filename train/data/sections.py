@@ -21,10 +21,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Section:
-    """A piece of text; `last` says that its document ends with it."""
+    """A piece of text; `last` says that its document ends with it.
+
+    A pair to translate is a section as well: `text` is the translation of `source`, which is empty otherwise.
+    """
 
     text: str
     last: bool
+    source: str = ""
 
 
 class Sections(Protocol):
@@ -117,7 +121,7 @@ def hold_out_tails(document_N: np.ndarray, share: float, source: str) -> np.ndar
     Raises:
       DataError: there are fewer than two sections.
     """
-    _check_enough(len(document_N), source)
+    check_enough(len(document_N), source)
     _, counts = np.unique(document_N, return_counts=True)
     exact = Fraction(share).limit_denominator(10**6)
     ends = [int(end) for end in np.cumsum(counts)]
@@ -131,7 +135,7 @@ def hold_out_tails(document_N: np.ndarray, share: float, source: str) -> np.ndar
 
 def hold_out_last(document_N: np.ndarray, share: float, source: str) -> np.ndarray:
     """As `hold_out_tails`, but whole documents, the last ones; a single document is cut in two."""
-    _check_enough(len(document_N), source)
+    check_enough(len(document_N), source)
     numbers = np.unique(document_N)
     if len(numbers) == 1:
         return hold_out_tails(document_N, share, source)
@@ -139,7 +143,8 @@ def hold_out_last(document_N: np.ndarray, share: float, source: str) -> np.ndarr
     return document_N >= numbers[-count]
 
 
-def _check_enough(count: int, source: str) -> None:
+def check_enough(count: int, source: str) -> None:
+    """Raises DataError unless there are two sections at least: one to learn from and one to be held out."""
     if count == 0:
         raise DataError(f"--data.source={source} holds no text")
     if count == 1:
@@ -150,8 +155,11 @@ def _check_enough(count: int, source: str) -> None:
 
 
 def spread(sections: Sections, max_bytes: int) -> Iterator[Section]:
-    """Sections in order: all of them, or evenly spread ones that hold about `max_bytes` bytes of text together."""
-    probes = np.unique(np.linspace(0, len(sections) - 1, 64).astype(int))
-    mean = np.mean([len(sections[int(i)].text.encode()) for i in probes])
+    """Sections in order: all of them, or evenly spread ones that hold about `max_bytes` bytes of text together.
+
+    What is translated counts as text.
+    """
+    probes = [sections[int(i)] for i in np.unique(np.linspace(0, len(sections) - 1, 64).astype(int))]
+    mean = np.mean([len((section.source + section.text).encode()) for section in probes])
     stride = max(1, int(np.ceil(mean * len(sections) / max_bytes)))
     return (sections[i] for i in range(0, len(sections), stride))

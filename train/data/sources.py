@@ -7,13 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from configs import schema
+from train.data.coreference import open_coreference
+from train.data.pairs import languages
 from train.data.sections import Corpus, DataError, Section, Sections, check_unchanged
 
 __all__ = ["Corpus", "DataError", "Progress", "Section", "Sections", "check_unchanged", "open_corpus"]
 
 # Called as progress(what, bytes read, bytes in all).
 Progress = Callable[[str, int, int], object]
-KINDS = ("stdlib", "tfds", "text", "jsonl")
+FORMS = {
+    "stdlib": "stdlib",
+    "tfds": "tfds:NAME[/CONFIG][:SPLIT]",
+    "text": "text:GLOB",
+    "jsonl": "jsonl:GLOB",
+    "tsv": "tsv:FILE",
+    "libreoffice": "libreoffice[:FOLDER]",
+    "coreference": "coreference",
+}
+# Whether each holds pairs, which --data.languages asks for; tfds has datasets of both sorts.
+PAIRS = {"stdlib": False, "text": False, "jsonl": False, "tsv": True, "libreoffice": True, "coreference": False}
 
 
 def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus:
@@ -24,30 +36,46 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         `stdlib`: the running Python's own library, see `train.data.stdlib`;
         `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS dataset of text, prepared if need be, see `train.data.datasets`;
         `text:GLOB`: UTF-8 files, each a document;  `jsonl:GLOB`: files with one JSON object, a document, per line.
-        For the last two see `train.data.files`.
+        `tsv:FILE`: lines with two texts, one the translation of the other; for these three see `train.data.files`;
+        `libreoffice[:FOLDER]`: LibreOffice's help in two languages, see `train.data.libreoffice`;
+        `coreference`: generated sentences in which it is asked what *it* stands for, see `train.data.coreference`.
+        With `languages` set, what is opened are pairs: sections with a source.
       progress: called instead of showing a bar.
 
     Raises:
-      DataError: there is no such source, or no text in it, or text that cannot be read.
+      DataError: there is no such source, or no text (or no pairs, if asked for) in it, or it cannot be read.
     """
     kind, colon, rest = config.source.partition(":")
-    if kind not in KINDS or (kind == "stdlib") == bool(colon):
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"; did you mean {near[0]}{'' if near[0] == 'stdlib' else ':...'}?" if near else ""
+    needs_more = ":" in FORMS.get(kind, "").partition("[:")[0]
+    if kind not in FORMS or (kind in ("stdlib", "coreference") and colon) or (needs_more and not colon):
+        near = difflib.get_close_matches(kind, FORMS, n=1)
+        hint = f"; did you mean {FORMS[near[0]]}?" if near else ""
+        raise DataError(f"--data.source={config.source} is none of {', '.join(FORMS.values())}{hint}")
+    if PAIRS.get(kind, bool(config.languages)):
+        languages(config)
+    elif config.languages:
         raise DataError(
-            f"--data.source={config.source} is none of stdlib, tfds:NAME[/CONFIG][:SPLIT], text:GLOB, jsonl:GLOB{hint}"
+            f"--data.languages={config.languages}: --data.source={config.source} holds no pairs to translate; "
+            f"these may: {', '.join(FORMS[other] for other in FORMS if PAIRS.get(other, True))}"
         )
     if not 0 <= config.held_out < 1:
         raise DataError(f"--data.held_out={config.held_out} leaves nothing to train on; it is a share below 1")
+    if kind == "coreference":
+        return open_coreference(config)
     with _bar() if progress is None else _as_given(progress) as report:
-        if kind in ("stdlib", "tfds"):
-            # Importing TFDS takes about a second, Arrow and all; programs that read files need not wait for it.
-            from train.data import datasets
+        if kind in ("text", "jsonl", "tsv"):
+            from train.data import files
 
-            return datasets.open_stdlib(config, report) if kind == "stdlib" else datasets.open_tfds(config, rest)
-        from train.data import files
+            open_files = {"text": files.open_text, "jsonl": files.open_jsonl, "tsv": files.open_tsv}[kind]
+            return open_files(config, rest, report)
+        # Importing TFDS takes about a second, Arrow and all; programs that read files need not wait for it.
+        from train.data import datasets
 
-        return files.open_text(config, rest, report) if kind == "text" else files.open_jsonl(config, rest, report)
+        if kind == "stdlib":
+            return datasets.open_stdlib(config, report)
+        if kind == "libreoffice":
+            return datasets.open_libreoffice(config, rest, report)
+        return datasets.open_tfds(config, rest)
 
 
 @contextmanager

@@ -1,17 +1,24 @@
-"""How text becomes tokens and comes back unchanged: byte-level BPE, bytes, or a given `tokenizer.json`."""
+"""How text becomes tokens and comes back: byte-level BPE, bytes, words, or a tokenizer that others made."""
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from configs import schema
+from train.data.pieces import BYTE_CHARACTERS, first_spaces, token_pieces
 from train.data.sections import Corpus, DataError, spread
 
 END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mask|>"
+UNKNOWN = "<|unknown|>"
 # What the end of a text is called in tokenizers that others made.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<end_of_text>", "<|eot_id|>")
 MAX_TRAINING_BYTES = 64 * 2**20
@@ -29,60 +36,83 @@ PIECES = "|".join(
 )
 
 
-def _byte_characters() -> list[str]:
-    """The character by which byte-level tokenizers write each byte: itself if printable, else one from U+0100 on.
-
-    The table of GPT-2 (Radford et al. 2019), which `tokenizers` uses but gives as a set only.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
+# What `Tokenizer.to_json` writes beyond Hugging Face's JSON of a tokenizer that came with a checkpoint.
+ENDS, START = "end_of_text", "start_of_target"
 
 
 class Tokenizer:
-    """Text to token numbers and back, exactly.
+    """Text to token numbers and back.
+
+    Ours give every text back exactly. An imported one may not (`exact` says so): T5's makes several spaces one, for
+    instance. What is measured per byte of text is then per byte of the text that its tokens give back.
 
     Attributes:
       size: number of tokens V: one more than the largest.
       end_of_text: the token that stands between texts; no text encodes to it.
+      ends: all tokens that end a text, `end_of_text` first: models that chat have one for the end of a turn as well.
+      start_of_target: the token that a translation begins after: `end_of_text`, unless the checkpoint says otherwise.
+      mask: the token that stands for one to be filled in, or None.
+      exact: whether every text comes back as it was.
       byte_lengths: [V] int32, bytes of text that each token stands for; 0 for special tokens.
+
+    A network may know more numbers than there are tokens: they stand for no text.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = "the tokenizer") -> None:
-        """Wraps a byte-level tokenizer of Hugging Face `tokenizers`.
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        name: str = "the tokenizer",
+        ends: Sequence[int] | None = None,
+        start_of_target: int | None = None,
+    ) -> None:
+        """Wraps a tokenizer of Hugging Face `tokenizers`: byte-level, or in the manner of SentencePiece.
+
+        Args:
+          name: for messages.
+          ends: of a tokenizer that came with a checkpoint, the tokens that end a text there, the main one first; or
+            none, where only their names tell. Such a tokenizer reads a text as it always did: some put a token before
+            it (Llama) or behind it (T5), some do not (GPT-2). Where this is not given, texts begin with `end_of_text`.
+          start_of_target: as the attribute.
 
         Raises:
-          DataError: it has no end-of-text token, or does not give every text back exactly. `name` is for the message.
+          DataError: it has no end-of-text token, or it is of another kind.
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # Text that merely contains the name of a special token is text.
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        self.size = max(tokenizer.get_vocab().values()) + 1  # numbers may have gaps
-        added = {number: token for number, token in tokenizer.get_added_tokens_decoder().items()}
+        self._tokenizer, self._imported = tokenizer, ends is not None
+        try:
+            self._bytes, self._first_spaces = token_pieces(tokenizer), first_spaces(tokenizer)
+        except ValueError as error:
+            raise DataError(f"{name} is neither byte-level nor in the manner of SentencePiece: {error}") from None
+        self.size = len(self._bytes)
+        self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], np.int32)
+
+        added = tokenizer.get_added_tokens_decoder()
         special = {token.content: number for number, token in added.items() if token.special}
-        ends = [special[end] for end in END_NAMES if end in special]
-        if not ends:
+        named = [special[end] for end in END_NAMES if end in special]
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys([*(ends or ()), *named]))
+        if not self.ends:
             raise DataError(
                 f"{name} has no end-of-text token: its special tokens are {sorted(special) or 'none'}, "
                 f"and one of {', '.join(END_NAMES)} is needed"
             )
-        self.end_of_text: int = ends[0]
-        bytes_of = {character: bytes([byte]) for byte, character in enumerate(BYTE_CHARACTERS)}
-        self._bytes: list[bytes] = []
-        for number in range(self.size):
-            token = tokenizer.id_to_token(number) or ""
-            if number in added:
-                self._bytes.append(b"" if added[number].special else token.encode())
-            else:
-                self._bytes.append(b"".join(bytes_of.get(c, b"") for c in token))
-        self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], np.int32)
-        if self.decode(self.encode(_PROBE)) != _PROBE:
-            raise DataError(f"{name} does not give text back exactly; a byte-level tokenizer is needed")
+        if not 0 <= max(self.ends) < self.size:
+            raise DataError(f"{name} has {self.size} tokens, but a text is said to end with token {max(self.ends)}")
+        self.end_of_text: int = self.ends[0]
+        self.start_of_target: int = self.end_of_text if start_of_target is None else start_of_target
+        self.mask: int | None = special.get(MASK)
+        if not self._imported:
+            end = tokenizer.id_to_token(self.end_of_text)
+            tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+                single=f"{end} $A", special_tokens=[(end, self.end_of_text)]
+            )
+
+    @functools.cached_property
+    def exact(self) -> bool:
+        """Whether every text comes back as it was (tried on every kind of character)."""
+        return all(self.decode(self.encode(text)) == text for text in (_PROBE, f" {_PROBE}"))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text."""
@@ -92,36 +122,65 @@ class Tokenizer:
         """Tokens of several texts, on all cores."""
         return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of some tokens; special ones have none, and bytes that are not UTF-8 become U+FFFD."""
-        return b"".join([self._bytes[number] for number in ids]).decode(errors="replace")
+    def prompt(self, text: str) -> list[int]:
+        """What a network reads for `text` as the beginning of a document; never nothing."""
+        return self._tokenizer.encode(text, add_special_tokens=True).ids or [self.end_of_text]
 
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for."""
-        return self._bytes[id]
+    def source(self, text: str) -> list[int]:
+        """What a network reads of a text that it translates: with its end marked."""
+        return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]
+
+    def source(self, text: str) -> list[int]:
+        """What a network reads for `text` when it translates it: with the end of the text."""
+        return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens; special ones have none, and bytes that are not UTF-8 become U+FFFD."""
+        pieces = [number for number in ids if self.token_bytes(number)]
+        return b"".join(self.token_bytes(n, first=i == 0) for i, n in enumerate(pieces)).decode(errors="replace")
+
+    def token_bytes(self, id: int, first: bool = False) -> bytes:
+        """The bytes that a token stands for; `first`: where no text is before it.
+
+        There tokenizers in the manner of SentencePiece leave out the space that they put before every text.
+        """
+        piece = self._bytes[id] if id < self.size else b""
+        spaces = len(piece) - len(piece.lstrip(b" ")) if first else 0
+        return piece[min(spaces, self._first_spaces) :]
 
     def token_text(self, id: int) -> str:
         """The text of one token, or its name if it is special; bytes that are not UTF-8 by themselves as \\xNN."""
-        return self._bytes[id].decode(errors="backslashreplace") or self._tokenizer.id_to_token(id) or ""
+        return self.token_bytes(id).decode(errors="backslashreplace") or self._tokenizer.id_to_token(id) or ""
 
     def to_json(self) -> str:
+        """The tokenizer as `from_json` reads it."""
+        text = self.huggingface_json()
+        if not self._imported:
+            return text
+        return json.dumps({ENDS: self.ends, START: self.start_of_target, **json.loads(text)}, ensure_ascii=False)
+
+    def huggingface_json(self) -> str:
         """The tokenizer as Hugging Face's `tokenizer.json`."""
         return self._tokenizer.to_str()
 
     @staticmethod
-    def from_json(text: str, name: str = "the tokenizer") -> Tokenizer:
-        """Reads what `to_json` wrote, or another byte-level `tokenizer.json`.
+    def from_json(
+        text: str, name: str = "the tokenizer", ends: Sequence[int] | None = None, start_of_target: int | None = None
+    ) -> Tokenizer:
+        """Reads what `to_json` wrote, or a `tokenizer.json` of Hugging Face; the other arguments are the class's.
+
+        Of a tokenizer that came with a checkpoint `to_json` writes the ends and the start as well.
 
         Raises:
-          DataError: it is not the description of a tokenizer that gives text back exactly.
+          DataError: it is not the description of a tokenizer that can be used here.
         """
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(text)
+            described: dict[str, Any] = json.loads(text) if f'"{ENDS}"' in text else {}
+            ends, start_of_target = described.pop(ENDS, ends), described.pop(START, start_of_target)
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described) if described else text)
         except Exception as error:  # `tokenizers` raises nothing more specific
             raise DataError(f"{name} is not a tokenizer.json: {error}") from None
-        # Normalizers (NFC in some models) would change the text.
-        tokenizer.normalizer = None  # type: ignore[assignment]
-        return Tokenizer(tokenizer, name)
+        return Tokenizer(tokenizer, name, ends, start_of_target)
 
 
 # Every byte that UTF-8 has, and what tokenizers tend to lose.
@@ -131,43 +190,64 @@ _PROBE += (
 )
 
 
-def make_tokenizer(config: schema.Tokenizer, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that the config asks for; `bpe` is trained on the training text (the same text, the same tokens).
+def make_tokenizer(config: schema.Tokenizer, corpus: Corpus, masked: bool = False) -> Tokenizer:
+    """The tokenizer that the config asks for; it learns from the training text (the same text, the same tokens).
+
+    Args:
+      config: `bpe`, `bytes`, `words` (one token per word that the training text has, with the space before it; others
+        are UNKNOWN), or a tokenizer.json.
+      masked: ours get the token MASK.
 
     Raises:
       DataError: a given tokenizer.json is missing or cannot be used.
     """
+    special = [END_OF_TEXT, MASK] if masked else [END_OF_TEXT]
     if config.source == "bpe":
-        return _train_bpe(corpus, config.vocab_size)
+        return Tokenizer(_trained(models.BPE(), trainers.BpeTrainer, corpus, config.vocab_size, special))
+    if config.source == "words":
+        model, special = models.WordLevel(unk_token=UNKNOWN), [*special, UNKNOWN]
+        return Tokenizer(_trained(model, trainers.WordLevelTrainer, corpus, config.vocab_size, special))
     if config.source == "bytes":
         vocabulary = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
-        return Tokenizer(_byte_level(models.BPE(vocab=vocabulary, merges=[]), split=False))
-    path = Path(config.source)
+        return Tokenizer(_byte_level(models.BPE(vocab=vocabulary, merges=[]), special, split=False))
+    path, name = Path(config.source), f"--tokenizer.source={config.source}"
     if not path.is_file():
-        raise DataError(
-            f"--tokenizer.source={config.source} is neither bpe, nor bytes, nor a tokenizer.json that exists"
-        )
-    return Tokenizer.from_json(path.read_text(encoding="utf-8"), f"--tokenizer.source={config.source}")
+        raise DataError(f"{name} is neither bpe, nor bytes, nor words, nor a tokenizer.json that exists")
+    return _exact(path.read_text(encoding="utf-8"), name)
 
 
-def _byte_level(model: models.Model, split: bool) -> tokenizers.Tokenizer:
+def _exact(text: str, name: str) -> Tokenizer:
+    """A tokenizer that others made, for a network of ours: it has to give every text back exactly."""
+    given = Tokenizer.from_json(text, name)._tokenizer
+    # Normalizers (NFC in some models) would change the text.
+    given.normalizer = None  # type: ignore[assignment]
+    tokenizer = Tokenizer(given, name)
+    if not tokenizer.exact:
+        raise DataError(f"{name} does not give text back exactly; a byte-level tokenizer is needed")
+    return tokenizer
+
+
+def _byte_level(model: models.Model, special: list[str], split: bool) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(model)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pieces = [pre_tokenizers.Split(Regex(PIECES), behavior="isolated")] if split else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*pieces, byte_level])  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens(special)
     return tokenizer
 
 
-def _train_bpe(corpus: Corpus, size: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) with END_OF_TEXT as token 0."""
-    tokenizer = _byte_level(models.BPE(), split=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(BYTE_CHARACTERS),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((section.text for section in spread(corpus.train, MAX_TRAINING_BYTES)), trainer)
-    return Tokenizer(tokenizer)
+def _trained(
+    model: models.Model, trainer: Callable[..., trainers.Trainer], corpus: Corpus, size: int, special: list[str]
+) -> tokenizers.Tokenizer:
+    """Tokens learnt from the training text, the special ones first.
+
+    Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), or the most frequent words.
+    """
+    tokenizer = _byte_level(model, special, split=True)
+    alphabet = {"initial_alphabet": sorted(BYTE_CHARACTERS)} if isinstance(model, models.BPE) else {}
+    options = {"vocab_size": size, "special_tokens": special, "show_progress": False, **alphabet}
+    sections = spread(corpus.train, MAX_TRAINING_BYTES)
+    texts = (text for section in sections for text in (section.source, section.text) if text)
+    tokenizer.train_from_iterator(texts, trainer(**options))
+    return tokenizer

@@ -52,6 +52,22 @@ class LocalTranslation(tfds.core.GeneratorBasedBuilder):
         yield 1, {"de": "Höhe", "en": "height"}
 
 
+class LocalTrainOnly(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.Translation(("zh", "en")), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(20):
+            yield number, {"zh": f"第{number}句\n", "en": f"Sentence {number}."}
+
+
 class LocalBroken(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
@@ -127,6 +143,33 @@ def test_a_field_is_picked(folder):
     assert sorted(text_of(corpus.train)) == sorted("GrößeHöhe")
     with pytest.raises(DataError, match=r"--data.field=text is no text in tfds:local_translation.*: de, en"):
         open_dataset(folder, "local_translation")
+
+
+def pairs_of(sections) -> list[tuple[str, str]]:
+    return [(sections[index].source, sections[index].text) for index in range(len(sections))]
+
+
+def test_datasets_for_translation_are_pairs_in_either_direction(folder):
+    corpus = open_dataset(folder, "local_translation", languages="de-en")
+    assert sorted(pairs_of(corpus.train)) == [("Größe", "size"), ("Höhe", "height")]
+    assert sorted(pairs_of(corpus.held_out)) == sorted(pairs_of(corpus.train))  # its test split
+    other = open_dataset(folder, "local_translation", languages="en-de")
+    assert sorted(pairs_of(other.train)) == [("height", "Höhe"), ("size", "Größe")]
+    assert corpus.fingerprint != other.fingerprint
+    pairs = [(f"Sentence {number}.", f"第{number}句") for number in range(20)]
+    corpus = open_dataset(folder, "local_train_only", languages="en-zh", held_out=0.1)
+    assert (pairs_of(corpus.train), pairs_of(corpus.held_out)) == (pairs[:18], pairs[18:])
+    with pytest.raises(DataError, match="is a single section"):
+        open_dataset(folder, "local_train_only:train[:1]", languages="en-zh")
+
+
+def test_languages_that_a_dataset_lacks_are_one_clear_error(folder):
+    with pytest.raises(DataError, match=r"--data.languages=de-fr: tfds:local_translation has no fr; .*are de, en"):
+        open_dataset(folder, "local_translation", languages="de-fr")
+    with pytest.raises(DataError, match=r"tfds:local_text/plain holds no pairs to translate; its fields are text, "):
+        open_dataset(folder, "local_text/plain", languages="de-en")
+    with pytest.raises(DataError, match=r"--data.languages=de must name two"):
+        open_dataset(folder, "local_translation", languages="de")
 
 
 def test_a_prepared_dataset_needs_neither_its_code_nor_a_second_preparation(folder, monkeypatch):

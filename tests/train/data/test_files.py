@@ -1,4 +1,4 @@
-"""Text from files: text:GLOB and jsonl:GLOB."""
+"""Text from files: text:GLOB, jsonl:GLOB and tsv:FILE."""
 
 from __future__ import annotations
 
@@ -149,13 +149,43 @@ def test_a_file_changed_between_runs_is_named(tmp_path):
         ("jsonl", b'{"text": 3}\n', "NAME, line 1: --data.field=text is not text"),
         ("jsonl", b"[1]\n", "NAME, line 1: a JSON object is needed, this is a list"),
         ("jsonl", b'{"text": "\\ud800"}\n', "NAME, line 1: .*surrogate"),
+        ("tsv", b"", "holds no text"),
+        ("tsv", b"a\tb\n\nc d\n", "NAME, line 3: .*SOURCE<TAB>TARGET, this has 1 column"),
+        ("tsv", b"a\tb\n\nc\td\te\n", "NAME, line 3: .*this has 3 column"),
+        ("tsv", b"a\tb\n \tb\n", "NAME, line 2: .*this has an empty source"),
+        ("tsv", b"a\tb\nb\t\r\n", "NAME, line 2: .*this has an empty target"),
+        ("tsv", b"a\tb\nb\t\xff\n", "NAME is not UTF-8: byte 0xff at offset 6"),
+        ("tsv", b"a\tb\na\tc\n", "all pairs that could be held out"),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path, kind, content, message):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message.replace("NAME", re.escape(str(path)))):
-        open_files(kind, path)
+        open_files(kind, path, languages="en-de" if kind == "tsv" else "")
+
+
+def test_lines_with_tabs_are_pairs_and_evenly_spread_ones_are_held_out(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    lines = [f'Line "{n}\t\u00a0Zeile "{n} größer 😀\r\n' for n in range(40)]
+    lines[9] = 'Line "3\tsomething else\n'  # every tenth is held out, but this source is trained on
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8", newline="")
+    corpus = open_files("tsv", path, languages="en-de", held_out=0.1)
+    held_out = [corpus.held_out[n] for n in range(len(corpus.held_out))]
+    train = [corpus.train[n] for n in range(len(corpus.train))]
+    assert [(pair.source, pair.text) for pair in held_out] == [
+        (f'Line "{n}', f'Zeile "{n} größer 😀') for n in (19, 29, 39)
+    ]
+    assert [pair.source for pair in train] == [f'Line "{n}' for n in range(40) if n % 10 != 9]
+    assert all(pair.last for pair in train + held_out)
+    assert "36 pairs en-de" in corpus.description
+    assert "3 held out (1 more" in corpus.description
+    check_unchanged(open_files("tsv", path, languages="en-de", held_out=0.1), json.loads(json.dumps(corpus.record())))
+    path.write_text("a\tb\nc\td\n")
+    with pytest.raises(DataError, match=r"the file .*pairs.tsv has changed since the run began"):
+        check_unchanged(open_files("tsv", path, languages="en-de"), corpus.record())
+    with pytest.raises(DataError, match=r"pairs.tsv has changed while it was in use"):
+        _ = corpus.train[0]
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])

