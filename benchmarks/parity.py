@@ -143,8 +143,8 @@ class Figures:
 
 def make(case: Case, seed: int = 0) -> Any:
     """The network in torch, with weights as large as those of a trained one, so that a wrong term shows."""
-    import torch
-    import transformers
+    import torch  # type: ignore[import-not-found]
+    import transformers  # type: ignore[import-not-found]
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -173,7 +173,7 @@ def texts(config: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def their_logits(network: Any, tokens_BT: np.ndarray, real_BT: np.ndarray) -> np.ndarray:
     """Logits [B,T,V] float32 of a network in torch; a translator reads the same tokens as source and as target."""
-    import torch
+    import torch  # type: ignore[import-not-found]
 
     tokens, real = torch.tensor(tokens_BT, dtype=torch.long), torch.tensor(real_BT, dtype=torch.long)
     more = {}
@@ -199,7 +199,7 @@ def our_logits(imported: exchange.Imported, tokens_BT: np.ndarray, real_BT: np.n
 
 def greedy(network: Any, imported: exchange.Imported, tokens_T: np.ndarray) -> tuple[list[int], list[int]]:
     """NEW_TOKENS tokens after (or as a translation of) `tokens_T`: those of torch, those of ours."""
-    import torch
+    import torch  # type: ignore[import-not-found]
 
     tokens = torch.tensor(tokens_T[None], dtype=torch.long)
     # Without a cache: T5's has as many layers as the encoder there, and LongRoPE's is wrong beyond the original length.

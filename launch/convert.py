@@ -51,7 +51,7 @@ def run() -> None:
     """Read the one, write the other, and say what to do with it."""
     from configs.schema import ConfigError
 
-    source, to = FLAGS["from"].value, FLAGS.to
+    source, to = FLAGS["from"].value or "", FLAGS.to
     for name, value in (("from", source), ("to", to)):
         if not value:
             raise ConfigError(f"--{name} is missing: launch.convert --from=CHECKPOINT --to=FOLDER (see --help).")

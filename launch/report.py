@@ -8,9 +8,10 @@ import statistics
 from pathlib import Path
 from typing import Any, TextIO
 
-from configs.convert import longest_text, to_dict
+from configs.convert import fills_in, longest_text, to_dict, translates
 from configs.schema import Config
-from launch.look import count, look_at, read_ids
+from launch.look import count, look_at, read_ids, shown_pair
+from launch.translations import held_out_translations, tell
 from launch.views.report import Report, report_page
 from launch.views.structure import structure_svg
 from launch.views.terminal import Console
@@ -30,23 +31,26 @@ LOOK_TOKENS = 40  # Of held-out text in the attention picture: what fits on a sc
 def write_report(run: Run, command: str, terminal: TextIO) -> Path:
     """Print samples of the finished run on `terminal` and write its report.html, whose path is returned."""
     restored = restore_params(run.folder)
-    module, params, tokenizer, config = build(run.config), restored.params, run.tokenizer, run.config
+    module, params, config = build(run.config), restored.params, run.config
 
-    prompts = [config.train.sample_prompt] * NUM_SAMPLES
-    console = Console(terminal, table=0, prompts=prompts)
-    write(
-        module, params, tokenizer, prompts, Sampling(temperature=0.8), max_tokens=96,
-        seeds=range(NUM_SAMPLES), on_token=console.on_token,
-    )  # fmt: skip
-    console.close()
+    translations = look = None
+    prompts: list[str] = []
+    if translates(config):
+        translations = held_out_translations(run, module, params)
+        prompts = [shown_pair(run).source]
+    else:
+        held_out_text = _held_out_sentence(run)
+        if not fills_in(config):
+            _print_samples(run, module, params, terminal)
+            prompts = [config.train.sample_prompt, held_out_text]
+        if config.model.network != "lstm":
+            look = look_at(module, params, run.tokenizer, read_ids(run.tokenizer, held_out_text))
+    tables = write(
+        module, params, run.tokenizer, prompts,
+        Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=range(len(prompts)), top=5,
+    ) if prompts else []  # fmt: skip
 
     metrics = _lines(run.folder / "metrics.jsonl")
-    held_out_text = _held_out_sentence(run)
-    tables = write(
-        module, params, tokenizer, [config.train.sample_prompt, held_out_text],
-        Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=(0, 1), top=5,
-    )  # fmt: skip
-    look = look_at(module, params, tokenizer, read_ids(tokenizer, held_out_text))
     evaluations = [line for line in metrics if "eval/bits_per_byte" in line]
     report = Report(
         config=to_dict(config),
@@ -54,18 +58,32 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
         data=run.corpus.description + _evaluated_on(config),
         metrics=metrics,
         samples=_lines(run.folder / "samples.jsonl"),
-        baselines=_baselines(run),
+        baselines={} if translations or fills_in(config) else _baselines(run),
         bits_per_byte=evaluations[-1]["eval/bits_per_byte"],
         tables=[sample.to_dict() for sample in tables],
-        attention_tokens=look.tokens,
-        attention_weights_LNTS=look.weights_LNTS,
+        attention_tokens=look.tokens if look else [],
+        attention_weights_LNTS=look.weights_LNTS if look else None,
         structure_svg=structure_svg(config, count(params)),
         facts=_facts(run, metrics, count(params)),
+        translations=translations,
     )
-    _tell(report, config, terminal)
+    if translations:
+        tell(translations, terminal)
+    else:
+        _tell(report, config, terminal)
     path = run.folder / "report.html"
     write_atomically(path, report_page(report))
     return path
+
+
+def _print_samples(run: Run, module: Any, params: Any, terminal: TextIO) -> None:
+    prompts = [run.config.train.sample_prompt] * NUM_SAMPLES
+    console = Console(terminal, table=0, prompts=prompts)
+    write(
+        module, params, run.tokenizer, prompts, Sampling(temperature=0.8), max_tokens=96,
+        seeds=range(NUM_SAMPLES), on_token=console.on_token,
+    )  # fmt: skip
+    console.close()
 
 
 def _evaluated_on(config: Config) -> str:
@@ -98,7 +116,8 @@ def _held_out_sentence(run: Run) -> str:
     """The beginning of the first held-out section that is long enough (the very first, if none is)."""
     sections, tokenizer = run.corpus.held_out, run.tokenizer
     length = min(LOOK_TOKENS, longest_text(run.config) or LOOK_TOKENS) - 1  # The end-of-text token comes before it.
-    texts = (tokenizer.encode(sections[index].text.strip()) for index in range(min(len(sections), 100)))
+    read = (sections[index] for index in range(min(len(sections), 100)))
+    texts = (tokenizer.encode((section.source or section.text).strip()) for section in read)
     ids = next((ids for ids in texts if len(ids) >= length), tokenizer.encode(sections[0].text))
     return tokenizer.decode(ids[:length]).rstrip("\N{REPLACEMENT CHARACTER}")
 
@@ -111,9 +130,15 @@ def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list
 
     config = run.config
     batches = train_batches(run.corpus, run.tokenizer, config)
-    train_share = padding_efficiency(next(batches))
+    batch = next(batches)
     batches.close()
     held_out = list(itertools.islice(held_out_batches(run.corpus, run.tokenizer, config), 50))
+    shares = [("of a training batch is text, the rest padding", f"{padding_efficiency(batch):.1%}")]
+    if "source" in batch:
+        shares = [
+            (f"of a training batch's {side} is text, the rest padding", f"{(batch[name] > 0).mean():.1%}")
+            for side, name in (("source", "source_segments"), ("target", "segments"))
+        ]
     held_out_share = statistics.mean(padding_efficiency(batch) for batch in held_out)
     tokens_per_second = median("train/tokens_per_second")
     tokens = config.train.steps * config.train.batch_size * config.data.length
@@ -124,6 +149,6 @@ def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list
         ("time in training steps", f"{seconds:.0f} s"),
         ("tokens/s", f"{tokens_per_second:,.0f}"),
         ("of the matmul peak (MFU)", f"{median('train/mfu'):.0%}"),
-        ("of a training batch is text, the rest padding", f"{train_share:.1%}"),
+        *shares,
         ("of a held-out batch is text", f"{held_out_share:.1%}"),
     ]

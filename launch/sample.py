@@ -1,7 +1,9 @@
-"""Write text with a checkpoint, and see the probabilities behind each word.
+"""Write or translate text with a checkpoint, and see the probabilities behind each word.
 
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
+uv run -m launch.sample --checkpoint=runs/translate --prompt="Click the icon." --prompt="Choose a file." --beams=4
+uv run -m launch.sample --checkpoint=runs/encoder --prompt="def <|mask|>(self):"
 """
 
 from __future__ import annotations
@@ -9,27 +11,43 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import start
+
+if TYPE_CHECKING:
+    from launch.views.terminal import Console
+    from train.checkpoint import Restored
+    from train.writing import Sample
 
 FLAGS = flags.FLAGS
 
 
 def define(_: Sequence[str]) -> None:
     """The flags of this program."""
-    flags.DEFINE_string(
-        "checkpoint", "runs/quickstart", "A run folder (newest checkpoint), or one of its steps as DIR@STEP."
+    flags.DEFINE_string("checkpoint", "runs/quickstart", start.CHECKPOINT)
+    flags.DEFINE_multi_string(
+        "prompt",
+        None,
+        "The text to continue (by default 'def '), to translate, or to fill in, with <|mask|> for what is missing; "
+        "may be given several times.",
     )
-    flags.DEFINE_string("prompt", "def ", "The text to continue.")
     flags.DEFINE_float(
-        "temperature", 0.8, "Logits are divided by it: below 1 safer, above 1 wilder; 0 takes the likeliest."
+        "temperature",
+        None,
+        "Logits are divided by it: below 1 safer, above 1 wilder; 0 takes the likeliest. By default 0.8, and 0 for "
+        "translations.",
     )
     flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens only; 0 is all.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities add up to p; 1 is all.")
     flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least this times as likely as the likeliest; 0 is all.")
-    flags.DEFINE_integer("num_samples", 1, "How many texts to write.")
+    flags.DEFINE_integer("beams", 1, "Beam search: keep so many beginnings of the text; 1 writes without it.")
+    flags.DEFINE_float(
+        "length_penalty", 1.0, "Beam search compares log-probability / length**this: above 0 favours longer texts."
+    )
+    flags.DEFINE_integer("num_samples", 1, "How many texts to write for each prompt; of beam search, the best ones.")
     flags.DEFINE_integer("max_tokens", 128, "The most tokens to write in each.")
     flags.DEFINE_multi_string("stop", [], "End a text before this string; may be given several times.")
     flags.DEFINE_integer("seed", 0, "Seed of the first sample; each next one has the next seed.")
@@ -41,37 +59,106 @@ def run() -> None:
     """Restore, write, show."""
     from configs.schema import ConfigError
 
-    for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0)):
-        if getattr(FLAGS, name) < least:
-            raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
+    check_flags()
     start.prepare_jax()
+    from configs.convert import fills_in, translates
     from launch.views.terminal import Console
     from model import build
-    from model.generate import Sampling
     from train.checkpoint import restore_params
-    from train.writing import write
 
-    sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
     restored = restore_params(FLAGS.checkpoint)
-    prompts = [FLAGS.prompt] * FLAGS.num_samples
-    console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=prompts)
-    samples = write(
-        build(restored.config),
-        restored.params,
-        restored.tokenizer,
-        prompts,
-        sampling,
-        max_tokens=FLAGS.max_tokens,
-        seeds=range(FLAGS.seed, FLAGS.seed + FLAGS.num_samples),
-        stop=FLAGS.stop,
-        top=min(FLAGS.table or 5, restored.tokenizer.size),
-        on_token=console.on_token if console else None,
-    )
+    if fills_in(restored.config):
+        print_filled(restored)
+        return
+    translation = translates(restored.config)
+    if translation and not FLAGS.prompt:
+        raise ConfigError("--prompt is missing: give it the text to translate.")
+    prompts = [prompt for prompt in FLAGS.prompt or ["def "] for _ in range(FLAGS.num_samples)]
+    # What is translated stands on a line of its own.
+    headings = [f"{prompt}\n" for prompt in prompts] if translation and not FLAGS.table else prompts
+    console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=headings)
+    samples = (beam_samples if FLAGS.beams > 1 else drawn_samples)(build(restored.config), restored, prompts, console)
     if console:
         console.close()
         return
     for sample in samples:
         print(json.dumps(sample.to_dict()))
+
+
+def print_filled(restored: Restored) -> None:
+    """The prompts with the likeliest token in each gap."""
+    from model import build
+    from train.filling import fill_in
+    from train.writing import harmless
+
+    module = build(restored.config)
+    for prompt in FLAGS.prompt or [restored.config.train.sample_prompt]:
+        text = fill_in(module, restored.params, restored.tokenizer, prompt)
+        print(json.dumps({"prompt": prompt, "text": text}) if FLAGS.json else harmless(text))
+
+
+def check_flags() -> None:
+    """Raises ConfigError for flags that cannot be, or that contradict each other."""
+    from configs.schema import ConfigError
+
+    for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0), ("beams", 1)):
+        if getattr(FLAGS, name) < least:
+            raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
+    if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
+        raise ConfigError(f"--length_penalty={FLAGS.length_penalty:g} is for beam search: add --beams=4.")
+    if FLAGS.beams > 1:
+        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
+            if FLAGS[name].present:
+                raise ConfigError(
+                    f"--{name}={getattr(FLAGS, name):g} contradicts --beams={FLAGS.beams}: beam search draws nothing; "
+                    f"leave one of them out."
+                )
+        if FLAGS.num_samples > FLAGS.beams:
+            raise ConfigError(
+                f"--num_samples={FLAGS.num_samples} is more than the --beams={FLAGS.beams} texts that are kept."
+            )
+
+
+def drawn_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:
+    """Texts drawn token by token, or greedily; each prompt's first has the seed of the flag."""
+    from configs.convert import translates
+    from model.generate import Sampling
+    from train.writing import write
+
+    usual = 0.0 if translates(restored.config) else 0.8
+    temperature = usual if FLAGS.temperature is None else FLAGS.temperature
+    return write(
+        module, restored.params, restored.tokenizer, prompts,
+        Sampling(temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p),
+        max_tokens=FLAGS.max_tokens,
+        seeds=[FLAGS.seed + number % FLAGS.num_samples for number in range(len(prompts))],
+        stop=FLAGS.stop,
+        top=likeliest(restored),
+        on_token=console.on_token if console else None,
+    )  # fmt: skip
+
+
+def beam_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:
+    """The best texts that beam search finds for each prompt."""
+    from train.writing import search
+
+    found = search(
+        module, restored.params, restored.tokenizer, prompts[:: FLAGS.num_samples],
+        beams=FLAGS.beams, max_tokens=FLAGS.max_tokens, length_penalty=FLAGS.length_penalty,
+        num_best=FLAGS.num_samples, stop=FLAGS.stop, top=likeliest(restored),
+    )  # fmt: skip
+    samples = [sample for best in found for sample in best]
+    for row, sample in enumerate(samples):
+        if console:
+            for token in sample.tokens:
+                console.on_token(row, token, "")
+            console.on_token(row, None, sample.text)
+    return samples
+
+
+def likeliest(restored: Restored) -> int:
+    """How many of the likeliest tokens to keep at each place."""
+    return min(FLAGS.table or 5, restored.tokenizer.size)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ from configs.convert import leaves
 from configs.schema import Config, ConfigError
 
 MALLOC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 1 << 36, "top_pad": 1 << 28}
+CHECKPOINT = (
+    "A run folder (its newest checkpoint), one of its steps as DIR@STEP, a Hugging Face folder, hf:ORG/NAME, "
+    "gguf:FILE, or smollm2."
+)
 SETTINGS = tuple(name for name, _, _ in leaves(Config()))
 
 

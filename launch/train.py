@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from configs import flags as config_flags
-from configs.convert import translates
+from configs.convert import fills_in, translates
 from configs.schema import Config
 from launch import start
 
@@ -72,6 +72,7 @@ def sampler(run: Run) -> Any:
     """Writes the samples that are taken while training: a function of (parameters, step)."""
     from model import build
     from model.generate import Sampling
+    from train.filling import fill_in
     from train.writing import translate, write
 
     module, config, settings = build(run.config), run.config, run.config.train
@@ -84,6 +85,9 @@ def sampler(run: Run) -> Any:
         if translates(config):
             texts = translate(module, params, run.tokenizer, [pair.source], max_tokens=config.data.length)
             return {"prompt": pair.source, "text": texts[0], "reference": pair.text}
+        if fills_in(config):
+            text = fill_in(module, params, run.tokenizer, settings.sample_prompt)
+            return {"prompt": settings.sample_prompt, "text": text}
         samples = write(
             module, params, run.tokenizer, [settings.sample_prompt], Sampling(temperature=0.8),
             max_tokens=settings.sample_tokens, seeds=[step],

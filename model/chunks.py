@@ -131,11 +131,13 @@ def invert_unit_triangular(below: jax.Array) -> jax.Array:
     (both ways) to 5 times as fast as solving with `jax.lax.linalg.triangular_solve`, and rounded as well.
     """
     *lead, C, _ = below.shape
+    # With C numbers more, what belongs to each pair has its place in a row of a matrix: no gathering, fast to compile.
+    flat = jnp.pad(below.reshape(*lead, C * C), (*((0, 0) for _ in lead), (0, C)))
     inverse = jnp.ones((*lead, C, 1, 1), below.dtype)
     size = 1
     while size < C:
-        starts = range(0, C, 2 * size)
-        corner = jnp.stack([below[..., at + size : at + 2 * size, at : at + size] for at in starts], axis=-3)
+        pairs = flat.reshape(*lead, C // (2 * size), 2 * size * (C + 1))[..., size * C : 2 * size * C]
+        corner = pairs.reshape(*lead, C // (2 * size), size, C)[..., :size]
         first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         corner = -(second @ corner @ first)
         inverse = jnp.concatenate(

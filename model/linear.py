@@ -186,7 +186,7 @@ def linear_cache_shapes(config: Config, rows: int, slots: int) -> dict[str, tupl
 def delta_cache_shapes(config: Config, rows: int, slots: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape (without layers) and dtype of the state and of what the next convolution reads; `slots` do not matter."""
     N, H = config.model.num_heads, head_width(config)
-    shapes = {"state": ((rows, N, H, H), "float32")}
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {"state": ((rows, N, H, H), "float32")}
     if config.model.convolution > 1:
         shapes["before"] = ((rows, config.model.convolution - 1, 3, N, H), config.model.dtype)
     return shapes

@@ -116,7 +116,8 @@ class Recurrence(nn.Module):
     gradient of its gates, from which one matrix product makes that of the kernel afterwards, and what comes from below
     is one product too, before the loop. Forward and backward together take about 1 / 1.4 of the CPU time.
     The forget gate's bias starts at 1, so that a state is kept until learning says otherwise (Gers et al. 2000,
-    Jozefowicz et al. 2015).
+    Jozefowicz et al. 2015). Recurrent kernels start as the others do, and not orthogonal as Flax's: compiling the
+    factorization of each takes seconds.
     """
 
     config: Config
@@ -143,8 +144,9 @@ class Recurrence(nn.Module):
             for name, gate_TBH in zip(GATES.values(), _gates(sums_TBGH), strict=True):
                 tap(self, name, gate_TBH.swapaxes(0, 1))
         else:
-            states = recur(self.reverse, *arguments)
-        cells_BTH, hidden_BTH = (constrain(x.swapaxes(0, 1), "batch", "length", "width") for x in states)
+            states = cast(State, recur(self.reverse, *arguments))
+        cells_BTH = constrain(states[0].swapaxes(0, 1), "batch", "length", "width")
+        hidden_BTH = constrain(states[1].swapaxes(0, 1), "batch", "length", "width")
         if self.has_variable("cache", "hidden"):
             # Padding has kept it, so the last state is that of the last real token.
             self.put_variable("cache", "cell", cells_BTH[:, -1])
@@ -159,7 +161,6 @@ class Recurrence(nn.Module):
             dense = partial(DenseParams, self.width, param_dtype=param_dtype)
             kernel_DH, _ = dense(use_bias=False, name=f"i{gate}")(x_BTD)
             kernel_HH, bias_H = dense(
-                kernel_init=nn.initializers.orthogonal(),
                 bias_init=nn.initializers.ones if gate == "f" else nn.initializers.zeros,
                 name=f"h{gate}",
             )(jax.ShapeDtypeStruct((self.width,), dtype))
@@ -241,13 +242,14 @@ def _recur_forward(reverse: bool, *arguments: Any) -> tuple[State, tuple[Any, ..
 
 def _recur_backward(reverse: bool, kept: tuple[Any, ...], d_states: State) -> tuple[Any, ...]:
     (sums_TBGH, states), kernel_HGH, _, start, begins_TB, real_TB = kept
+    kernel_GHD = jnp.moveaxis(kernel_HGH, 0, -1)  # Once, and not in every step.
 
     def step(d_state: State, now: tuple[Any, ...]) -> tuple[State, tuple[jax.Array, State | None]]:
         d_after, sums_BGH, state, begins_B, real_B = now
         d_after = (d_state[0] + d_after[0], d_state[1] + d_after[1])
         _, pull = jax.vjp(lambda sums_BGH, state: _cell(sums_BGH, state, real_B), sums_BGH, state)
         d_sums_BGH, (d_cell_BH, d_hidden_BH) = pull(d_after)
-        d_state = (d_cell_BH, d_hidden_BH + jnp.einsum("BGH,DGH->BD", d_sums_BGH, kernel_HGH))
+        d_state = (d_cell_BH, d_hidden_BH + jnp.einsum("BGH,GHD->BD", d_sums_BGH, kernel_GHD))
         d_start = None if start is None else _where(begins_B, d_state, None)
         return _where(~begins_B, d_state, None), (d_sums_BGH, d_start)
 

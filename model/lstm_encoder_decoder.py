@@ -89,11 +89,7 @@ class Alignment(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """tanh(W[found; state]) [B,T,D] and the weights [B,T,S] float32; without values, those of the cache."""
         config, D = self.config, self.config.model.width
-        if values_BSD is not None:
-            key_BSD = Linear(config, (D,), (D,), name="source")(values_BSD)
-            self.keep(key_BSD, values_BSD)
-        else:
-            key_BSD, values_BSD = self.get_variable("cache", "key"), self.get_variable("cache", "value")
+        key_BSD, values_BSD = self.remember(values_BSD)
         if config.model.alignment == "luong":  # Section 3.1, "general".
             scores_BTS = jnp.einsum("BTD,BSD->BTS", state_BTD, key_BSD, preferred_element_type=jnp.float32)
         else:  # Bahdanau et al., appendix A.1.2.
@@ -105,11 +101,16 @@ class Alignment(nn.Module):
         both_BTE = jnp.concatenate([found_BTD, state_BTD], axis=-1)
         return jnp.tanh(Linear(config, (2 * D,), (D,), name="combine")(both_BTE)), weights_BTS
 
-    def keep(self, key_BSD: jax.Array, values_BSD: jax.Array) -> None:
-        """Write the source to the cache, if there is one."""
+    def remember(self, values_BSD: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B,S,D]: of the source, which is kept in the cache if there is one, or the cache's."""
+        if values_BSD is None:
+            return self.get_variable("cache", "key"), self.get_variable("cache", "value")
+        D = self.config.model.width
+        key_BSD = Linear(self.config, (D,), (D,), name="source")(values_BSD)
         if self.has_variable("cache", "key"):
             self.put_variable("cache", "key", key_BSD)
             self.put_variable("cache", "value", values_BSD)
+        return key_BSD, values_BSD
 
 
 class _Decoder(nn.Module):
@@ -226,12 +227,12 @@ class LSTMEncoderDecoder(nn.Module):
         Raises:
           ValueError: neither a source nor a cache that has one.
         """
-        if memory is None and not self.has_variable("cache", "source_segments"):
-            raise ValueError("An encoder-decoder needs a source, in its first call with a cache at least.")
         if self.has_variable("cache", "source_segments"):
             if source_segments_BS is not None:
                 self.put_variable("cache", "source_segments", source_segments_BS)
             source_segments_BS = self.get_variable("cache", "source_segments")
+        if source_segments_BS is None:
+            raise ValueError("An encoder-decoder needs a source, in its first call with a cache at least.")
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         return self.decoder(
             self.embedding, tokens_BT, positions_BT, segments_BT, rows_B, memory, source_segments_BS, deterministic

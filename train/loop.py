@@ -20,9 +20,10 @@ from configs.schema import Config
 from model import build
 from model.sharding import batch_sharding, check_divisible, make_mesh, parameter_shapes
 from train.checkpoint import CheckpointError, Checkpoints
+from train.data.pairs import tell_left_out
 from train.data.pipeline import held_out_batches, train_batches
-from train.initial import initial_params
 from train.evaluate import make_evaluate, make_score, put
+from train.initial import initial_params
 from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
 from train.optimizer import evaluation_params, make_optimizer
 from train.run import Run, RunFolderError, held, open_run, write_atomically
@@ -102,6 +103,8 @@ def train(
             closing.callback(stop.uninstall)
         closing.enter_context(held(Path(folder)))
         run = open_run(config, Path(folder))
+        if config.data.languages and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
+            print(left_out, file=sys.stderr)
         trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
         closing.callback(trainer.close)
         result = trainer.go()

@@ -45,15 +45,19 @@ def open_run(config: Config, folder: Path) -> Run:
 
     Raises ConfigError with the differences if it is that of another config; DataError if the text is another.
     """
-    from train.checkpoint import finished_steps
+    from train.checkpoint import described, finished_steps
     from train.data.sections import check_unchanged
     from train.data.sources import open_corpus
     from train.data.tokenizer import Tokenizer, make_tokenizer
 
     corpus = open_corpus(config.data)
     if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
-        tokenizer = make_tokenizer(config.tokenizer, corpus, masked=fills_in(config))
-        asked, config = config, _with_vocabulary(config, tokenizer.size)
+        asked = config
+        if config.tokenizer.source == "checkpoint":  # Its network may know more tokens than its tokenizer has.
+            tokenizer = described(config.init_from)[1]
+        else:
+            tokenizer = make_tokenizer(config.tokenizer, corpus, masked=fills_in(config))
+            config = _with_vocabulary(config, tokenizer.size)
         origin = {"corpus": corpus.record(), "vocab_size": asked.tokenizer.vocab_size}
         write_atomically(folder / "data.json", json.dumps(origin))
         write_atomically(folder / "tokenizer.json", tokenizer.to_json())

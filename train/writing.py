@@ -153,9 +153,7 @@ def write(
     return [row.sample for row in rows]
 
 
-def reads(
-    config: Config, tokenizer: Tokenizer, texts: Sequence[str]
-) -> tuple[list[list[int]], list[list[int]] | None]:
+def reads(config: Config, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]] | None]:
     """The tokens that a network begins with for each text, and those that it translates (None if it doesn't)."""
     if not translates(config):
         return [tokenizer.prompt(text) for text in texts], None
@@ -269,12 +267,14 @@ def translate_each(
 ) -> Iterator[tuple[int, str]]:
     """(number of a text, its translation) as they are done, the shortest texts first; the arguments of `translate`."""
     if beams > 1 and sampling is not None and sampling.temperature:
-        raise ConfigError(f"--beams={beams} contradicts --temperature={sampling.temperature:g}: beam search does not draw.")
+        raise ConfigError(
+            f"--beams={beams} contradicts --temperature={sampling.temperature:g}: beam search does not draw."
+        )
     starts, sources = reads(module.config, tokenizer, texts)
     if sources is None:
         raise ConfigError(f"--model.network={module.config.model.network} does not translate.")
     order = sorted(range(len(texts)), key=lambda index: len(sources[index]))
-    rows = min(max(1, batch // beams), len(texts))
+    rows = max(1, min(batch // beams, len(texts)))
     for first in range(0, len(texts), rows):
         chosen = order[first : first + rows]
         # The last batch is filled up, so that nothing is compiled for its size.

@@ -40,9 +40,7 @@ class TranslationView:
     decoder_LNTT: np.ndarray | None = None
 
 
-def alignment_page(
-    view: TranslationView, *, title: str, command: str, structure_svg: str, sinks: bool = False
-) -> str:
+def alignment_page(view: TranslationView, *, title: str, command: str, structure_svg: str, sinks: bool = False) -> str:
     """A self-contained HTML page: the alignment, then who looks at whom within the source and within the translation.
 
     `title`, `command` and `structure_svg` are as in `launch.views.attention.attention_page`, and so is `sinks`.
@@ -70,7 +68,7 @@ def alignment_caption() -> str:
 def alignment_chart(view: TranslationView, *, sinks: bool = False) -> dict[str, Any]:
     """The interactive chart as a Vega-Lite specification for `launch.views.page.embed`; see `alignment_page`."""
     seen = _seen(view, sinks)
-    return linked_chart(seen, (_telling_layer(seen), -1 % seen.weights_LNTS.shape[1]))
+    return linked_chart(seen, (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1))
 
 
 def alignment_png(view: TranslationView, *, title: str, scale: float = 2, sinks: bool = False) -> bytes:
@@ -82,13 +80,12 @@ def alignment_png(view: TranslationView, *, title: str, scale: float = 2, sinks:
     layer, mean = _telling_layer(seen), seen.weights_LNTS.shape[1] - 1
     token = _telling_token(view.written, seen.weights_LNTS[layer, mean])
     word = visible(view.written[token])
-    subtitle = f"orange: what {word} (token {token}) was written from, by the mean of all heads of layer {layer}"
+    heads = "the mean of all heads" if seen.mean else "the only head"
+    subtitle = f"orange: what {word} (token {token}) was written from, by {heads} of layer {layer}"
     return linked_png(seen, (layer, mean), token, title=title, subtitle=subtitle, scale=scale)
 
 
-def _self_attention(
-    name: str, title: str, tokens: Sequence[str], weights_LNTT: np.ndarray | None, sinks: bool
-) -> str:
+def _self_attention(name: str, title: str, tokens: Sequence[str], weights_LNTT: np.ndarray | None, sinks: bool) -> str:
     from launch.views.attention import attention_chart
 
     if weights_LNTT is None:
@@ -103,7 +100,8 @@ def _seen(view: TranslationView, sinks: bool) -> Seen:
     check(Seen(view.written, view.source, weights_LNTS, causal=False), sinks)
     if several:
         weights_LNTS = np.concatenate([weights_LNTS, weights_LNTS.mean(1, keepdims=True)], axis=1)
-    return Seen(view.written, view.source, weights_LNTS, causal=False, mean=several)
+    who = ("translation: what is written", "source: what is read")
+    return Seen(view.written, view.source, weights_LNTS, causal=False, mean=several, who=who)
 
 
 def _telling_layer(seen: Seen) -> int:

@@ -121,9 +121,7 @@ def attention_png(
     return linked_png(seen, (layer, head), token, title=title, subtitle=subtitle, scale=scale)
 
 
-def linked_png(
-    seen: Seen, picked: tuple[int, int], looking: int, *, title: str, subtitle: str, scale: float
-) -> bytes:
+def linked_png(seen: Seen, picked: tuple[int, int], looking: int, *, title: str, subtitle: str, scale: float) -> bytes:
     """The three panels as a PNG, with the (layer, head) `picked` and the query `looking` highlighted."""
     import altair as alt
     import vl_convert

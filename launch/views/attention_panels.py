@@ -45,6 +45,7 @@ class Seen:
     weights_LNTS: np.ndarray  # float, not checked here
     causal: bool = True  # queries and keys are the same tokens, and none looks ahead
     mean: bool = False  # whether the last head is the mean of the others
+    who: tuple[str, str] = ("query: who looks", "key: at whom")  # what both axes are called
 
 
 def linked_panels(seen: Seen, picked: tuple[int, int], looking: int | None = None) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def linked_panels(seen: Seen, picked: tuple[int, int], looking: int | None = Non
     import altair as alt
 
     layers, heads = seen.weights_LNTS.shape[:2]
-    names: list[int | str] = [*range(heads - 1), "mean"] if seen.mean else list(range(heads))
+    names: list[int] | list[str] = list(range(heads))
+    if seen.mean:
+        names = [*map(str, range(heads - 1)), "mean"]
     spec: dict[str, Any] = {
         "$schema": alt.SCHEMA_URL,
         "concat": _panels(seen, names),
@@ -117,7 +120,7 @@ def _selections(picked: tuple[int, int | str], looking: int | None) -> list[dict
     ]
 
 
-def _panels(seen: Seen, names: Sequence[int | str]) -> list[dict[str, Any]]:
+def _panels(seen: Seen, names: Sequence[int] | Sequence[str]) -> list[dict[str, Any]]:
     """The grid of heads, the lines and the heat map; `_selections` ties them."""
     import altair as alt
 
@@ -144,7 +147,7 @@ def _panels(seen: Seen, names: Sequence[int | str]) -> list[dict[str, Any]]:
     return [_grid(len(seen.weights_LNTS), names), _lines(cells, seen, step), _heat_map(cells, seen, step)]
 
 
-def _grid(layers: int, names: Sequence[int | str]) -> dict[str, Any]:
+def _grid(layers: int, names: Sequence[int] | Sequence[str]) -> dict[str, Any]:
     """All heads as small pictures, rows layers, columns heads; a click picks one."""
     import altair as alt
 
@@ -264,8 +267,8 @@ def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
             "scale": alt.Scale(domain=list(range(len(tokens))), paddingInner=0, paddingOuter=0),
         }  # fmt: skip
 
-    key = alt.X("key:O", title="key: at whom", **axis("keys", seen.keys))
-    query = alt.Y("query:O", title="query: who looks", **axis("tokens", seen.queries))
+    key = alt.X("key:O", title=seen.who[1], **axis("keys", seen.keys))
+    query = alt.Y("query:O", title=seen.who[0], **axis("tokens", seen.queries))
     heat = (
         cells.mark_rect(color=BLUE)
         .encode(

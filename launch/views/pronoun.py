@@ -67,7 +67,7 @@ def pronoun_svg(
     """
     parts, top = [_text(_LEFT - 20, 34, title, 20, weight=600), _text(_LEFT - 20, 56, subtitle, 12.5, _QUIET)], 72.0
     for network in networks:
-        height = 44 + _SENTENCE * len(network.sentences)
+        height = 30 + _SENTENCE * len(network.sentences)
         parts.append(_panel(top, height, network.name, network.note))
         for number, sentence in enumerate(network.sentences):
             parts.append(_sentence(sentence, top + 44 + number * _SENTENCE + _ARCS))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from launch.views.alignment import TranslationView, alignment_caption, alignment_chart
 from launch.views.attention import attention_caption, attention_chart
 from launch.views.attention_panels import visible
 from launch.views.page import BLUE, CHART_CONFIG, ORANGE, embed, escape, page
@@ -28,6 +29,11 @@ table.samples td { border-top: 1px solid var(--line); padding: 8px 10px 8px 0; v
 table.samples td:first-child { color: var(--quiet); white-space: nowrap; text-align: right; width: 1%; }
 table.samples pre { margin: 0; border: 0; background: none; padding: 0; } table.samples mark { background: none;
   color: var(--quiet); }
+table.scores, table.pairs { border-collapse: collapse; }
+table.scores td, table.scores th, table.pairs td, table.pairs th { border-top: 1px solid var(--line);
+  padding: 6px 18px 6px 0; text-align: left; vertical-align: top; }
+table.scores td + td { text-align: right; font-variant-numeric: tabular-nums; } table.pairs { width: 100%; }
+table.pairs td { width: 33%; } table.pairs pre { margin: 0; border: 0; background: none; padding: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 10px; margin: 10px 0 24px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; }
 .card h3 { margin: 0 0 6px; font: 600 14px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
@@ -39,6 +45,19 @@ table.samples pre { margin: 0; border: 0; background: none; padding: 0; } table.
 .row.chosen .bar { background: var(--orange); } .row.chosen code { font-weight: 700; }
 .row .share { text-align: right; color: var(--quiet); font-variant-numeric: tabular-nums; }
 """
+
+
+@dataclass(frozen=True)
+class Translations:
+    """What a translator made of held-out sentences."""
+
+    languages: tuple[str, str]  # from, to
+    sentences: int  # how many were scored
+    scores: Mapping[str, Mapping[str, Any]]  # name -> what `train.translation.score` returns; baselines and the network
+    best: str  # which of them is the result
+    shown: Sequence[Mapping[str, str]]  # {"source", "translation", "reference"}
+    view: TranslationView  # how one of them was translated
+    reference: str  # and how it should have been
 
 
 @dataclass(frozen=True)
@@ -54,15 +73,17 @@ class Report:
     bits_per_byte: float  # the model's own, at the end
     tables: Sequence[Mapping[str, Any]]  # {"prompt", "tokens": [{"text", "logprob", "top": [{"text", "logprob"}]}]}
     attention_tokens: Sequence[str]
-    attention_weights_LNTS: np.ndarray  # float32, T = S
+    attention_weights_LNTS: np.ndarray | None  # float32, T = S; None for a network without attention
     structure_svg: str
     facts: Sequence[tuple[str, str]]  # (name, value) such as ("parameters", "4.1 M")
+    translations: Translations | None = None  # of a network that translates
 
 
 def report_page(report: Report) -> str:
     """The report as a self-contained HTML page.
 
-    Raises ValueError if the attention weights are not those of causal attention over the tokens.
+    Raises ValueError if the attention weights are not those of attention over the tokens, causal unless the config's
+    network is an encoder.
     """
     name = str(report.config.get("name", "run"))
     config = json.dumps(report.config, indent=2, ensure_ascii=False)
@@ -70,9 +91,13 @@ def report_page(report: Report) -> str:
         f'<h1>{escape(name)}</h1>\n<p class="quiet">{escape(report.data)}</p>',
         _headline(report),
         f"<h2>Learning</h2>\n{_learning(report)}",
+        _translations(report.translations) if report.translations else "",
         f"<h2>Samples through training</h2>\n{_samples(report.samples)}" if report.samples else "",
         f"<h2>What comes next</h2>\n{_tables(report.tables)}" if report.tables else "",
-        _attention(report),
+        _alignment(report) if report.translations else "",
+        _attention(report.attention_tokens, report.attention_weights_LNTS, report)
+        if report.attention_weights_LNTS is not None
+        else "",
         f'<h2>The network</h2>\n<div class="drawing">{report.structure_svg}</div>',
         f"<h2>How to make it again</h2>\n<pre>{escape(report.command)}</pre>",
         f"<details><summary>The resolved config</summary><pre>{escape(config)}</pre></details>",
@@ -81,7 +106,13 @@ def report_page(report: Report) -> str:
 
 
 def _headline(report: Report) -> str:
-    facts = [("main", "bits per byte, held-out text", f"{report.bits_per_byte:.3f}")]
+    facts = []
+    if report.translations:
+        best = report.translations.scores[report.translations.best]
+        words = f"{report.translations.best}, {report.translations.sentences} held-out sentences"
+        facts += [("main", f"{name}, {words}", f"{best[name.lower()]:.1f}") for name in ("BLEU", "chrF")]
+    kind = "" if report.translations else "main"
+    facts.append((kind, "bits per byte, held-out text", f"{report.bits_per_byte:.3f}"))
     if report.baselines:
         best = min(report.baselines, key=lambda name: report.baselines[name])
         share = 1 - report.bits_per_byte / report.baselines[best]
@@ -96,7 +127,13 @@ def _headline(report: Report) -> str:
 
 
 def _learning(report: Report) -> str:
-    charts = []
+    charts: list[tuple[str, str, list[dict[str, Any]], Mapping[str, float]]] = []
+    if report.translations:
+        scores = report.translations.scores
+        for name, title in (("bleu", "BLEU: higher is better"), ("chrf", "chrF: higher is better")):
+            if rows := _series(report.metrics, {f"eval/{name}": "held out"}):
+                rules = {of: values[name] for of, values in scores.items() if of != "greedy"}
+                charts.append((name, title, rows, rules))
     if bits := _series(report.metrics, {"train/bits_per_byte": "training", "eval/bits_per_byte": "held out"}):
         charts.append(("bits", "Bits per byte: lower is better", bits, report.baselines))
     if loss := _series(report.metrics, {"train/loss": "training", "eval/loss": "held out"}):
@@ -199,11 +236,49 @@ def _finished(chart: alt.TopLevelMixin) -> dict[str, Any]:
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f"<tr><td>step {escape(sample['step'])}</td>"
-        f"<td><pre><mark>{escape(sample['prompt'])}</mark>{escape(sample['text'])}</pre></td></tr>"
-        for sample in samples
+        f"<tr><td>step {escape(sample['step'])}</td><td><pre>{_sample(sample)}</pre></td></tr>" for sample in samples
     )
     return f'<table class="samples">{rows}</table>'
+
+
+def _sample(sample: Mapping[str, Any]) -> str:
+    if "reference" not in sample:
+        return f"<mark>{escape(sample['prompt'])}</mark>{escape(sample['text'])}"
+    source, text, reference = (escape(sample[name]) for name in ("prompt", "text", "reference"))
+    return f"<mark>{source}</mark>\n{text}\n<mark>{reference}</mark>"
+
+
+def _translations(translations: Translations) -> str:
+    """The scores as a table, then translations beside their sources and references."""
+    scores = "".join(
+        f"<tr><td>{escape(name)}</td><td>{values['bleu']:.1f}</td><td>{values['chrf']:.1f}</td></tr>"
+        for name, values in translations.scores.items()
+    )
+    signatures = {values[f"{name}_signature"] for values in translations.scores.values() for name in ("bleu", "chrf")}
+    rows = "".join(
+        "<tr>" + "".join(f"<td><pre>{escape(pair[name])}</pre></td>" for name in ("source", "translation", "reference"))
+        + "</tr>"
+        for pair in translations.shown
+    )  # fmt: skip
+    source, target = translations.languages
+    return f"""<h2>Translations of held-out sentences</h2>
+<table class="scores"><tr><th></th><th>BLEU</th><th>chrF</th></tr>{scores}</table>
+<p class="quiet">{translations.sentences} sentences that were not trained on. copy: the source as it is; dictionary: for
+each token of the source the likeliest one of the translation, by IBM model 1 on the training pairs.
+{escape(", ".join(sorted(signatures)))}</p>
+<table class="pairs"><tr><th>{escape(source)}</th><th>{escape(target)}, translated ({escape(translations.best)})</th>
+<th>{escape(target)}, reference</th></tr>{rows}</table>"""
+
+
+def _alignment(report: Report) -> str:
+    assert report.translations is not None
+    view, sinks = report.translations.view, _has_sinks(report)
+    return f"""<h2>What each word was written from</h2>
+<pre>{escape("".join(view.source))}</pre>
+<pre>{escape("".join(view.written))}</pre>
+<p class="quiet">Reference: {escape(report.translations.reference)}</p>
+{embed("alignment", alignment_chart(view, sinks=sinks))}
+{alignment_caption()}"""
 
 
 def _tables(tables: Sequence[Mapping[str, Any]]) -> str:
@@ -234,13 +309,17 @@ def _card(token: Mapping[str, Any]) -> str:
     return f'<div class="card"><h3>{escape(visible(token["text"]))}<span>{chosen:.0%}</span></h3>{rows}</div>'
 
 
-def _attention(report: Report) -> str:
-    layers, heads = report.attention_weights_LNTS.shape[:2]
-    sinks = bool(report.config.get("model", {}).get("attention_sinks"))
-    chart = embed("attention", attention_chart(report.attention_tokens, report.attention_weights_LNTS, sinks=sinks))
+def _attention(tokens: Sequence[str], weights_LNTS: np.ndarray, report: Report) -> str:
+    layers, heads = weights_LNTS.shape[:2]
+    sinks, causal = _has_sinks(report), report.config.get("model", {}).get("network") != "encoder"
+    chart = embed("attention", attention_chart(tokens, weights_LNTS, sinks=sinks, causal=causal))
     return f"""<h2>Where it looks</h2>
 <p class="quiet">A held-out text, {layers} layers × {heads} heads. Click a small picture to pick its head; hover a token
 or a cell to see where that token looks.</p>
-<pre>{escape("".join(report.attention_tokens))}</pre>
+<pre>{escape("".join(tokens))}</pre>
 {chart}
-{attention_caption(sinks)}"""
+{attention_caption(sinks, causal)}"""
+
+
+def _has_sinks(report: Report) -> bool:
+    return bool(report.config.get("model", {}).get("attention_sinks"))

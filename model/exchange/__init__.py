@@ -19,7 +19,10 @@ from model.exchange import families, folder, stream
 from model.exchange.source import ExchangeError, Foreign, TensorSource
 from model.sharding import make_mesh
 
-HUB_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json")
+HUB_FILES = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
+    "source.spm", "vocab.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +177,6 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 __all__ = [
-    "ExchangeError", "Foreign", "Imported", "TensorSource", "describe", "is_foreign", "open_foreign", "read", "read_config",
-    "write",
+    "ExchangeError", "Foreign", "Imported", "TensorSource", "describe", "is_foreign", "open_foreign", "read",
+    "read_config", "write",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from configs.convert import check_network, max_length, override
@@ -17,6 +18,7 @@ from configs.schema import Config, ConfigError
 from model.exchange import tables
 from model.exchange.rope import phi3_rope, rope
 from model.exchange.settings import (
+    ACTIVATIONS,
     Codec,
     Fields,
     Settings,
@@ -142,14 +144,13 @@ def _t5(fields: Fields) -> Settings:
     name = kind.removeprefix("gated-")
     if name == "gelu" and name != kind:
         name = "gelu_new"  # What was meant from the beginning.
-    act = {"gelu_new": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu"}.get(name)
-    if act is None:
+    if name not in ACTIVATIONS:
         raise ExchangeError(f"The config.json has feed_forward_proj={kind!r}, whose activation is unknown here.")
     # Whether the embedding is the output layer too, and whether its logits are scaled, was one field once.
     scaled = fields["scale_decoder_outputs"]
     scaled = fields["tie_word_embeddings"] is not False if scaled is None else scaled
     return {
-        "activation": act,
+        "activation": ACTIVATIONS[name],
         "gated": name != kind and kind.startswith("gated-"),
         "num_layers": fields["num_decoder_layers"] or fields["num_layers"],
         "encoder_layers": fields["num_layers"],
@@ -160,7 +161,8 @@ def _t5(fields: Fields) -> Settings:
 
 
 def _t5_fields(settings: Settings) -> dict[str, Any]:
-    name = {"gelu": "gelu_new", "gelu_exact": "gelu"}.get(settings["activation"], settings["activation"])
+    act: str = settings["activation"]
+    name = {"gelu": "gelu_new", "gelu_exact": "gelu"}.get(act, act)
     if settings["gated"]:
         name = {"gelu_new": "gated-gelu", "gelu": "gated-gelu_exact"}.get(name, f"gated-{name}")
     scaled = settings["logit_scale"] != 1
@@ -367,7 +369,7 @@ def find_family(config: Fields) -> tuple[Family, dict[str, Any]]:
     kind = config.get("model_type")
     if kind in WRAPPED:
         config = {**config.get("text_config", {}), "model_type": WRAPPED[kind]}
-    family = FAMILIES.get(config.get("model_type", ""))
+    family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise ExchangeError(
             f"The config.json has model_type={kind!r}, which is not known here. Known are: "
@@ -381,7 +383,7 @@ def find_family(config: Fields) -> tuple[Family, dict[str, Any]]:
     return family, dict(config)
 
 
-def to_config(config: Fields, tensors: collections.abc.Collection[str], name: str = "imported") -> Config:
+def to_config(config: Fields, tensors: Collection[str], name: str = "imported") -> Config:
     """The config of ours that computes what the network of a config.json computes.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from model.exchange.marian_tokenizer import marian_tokenizer
 from model.exchange.source import ExchangeError, Foreign
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -108,8 +109,11 @@ def open_folder(folder: Path, name: str | None = None) -> Foreign:
         # Where both say how a text begins and ends, this file is newer.
         generation = read_json(folder / "generation_config.json")
         config |= {key: value for key, value in generation.items() if key.endswith("token_id") and value is not None}
-    tokenizer = folder / "tokenizer.json"
-    tokenizer_json = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
+    tokenizer, tokenizer_json = folder / "tokenizer.json", None
+    if tokenizer.is_file():
+        tokenizer_json = tokenizer.read_text(encoding="utf-8")
+    elif (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
+        tokenizer_json = marian_tokenizer(folder)
     return Foreign(name or folder.resolve().name, config, SafetensorsSource(files), tokenizer_json)
 
 

@@ -77,7 +77,7 @@ def phi3_rope() -> Codec:
             return settings
         if kind not in ("longrope", "su", "yarn"):  # The first files call it by the other two names.
             raise _unknown(kind, "default, longrope")
-        length = fields["original_max_position_embeddings"] or params.get("original_max_position_embeddings")
+        length = fields["original_max_position_embeddings"] or params["original_max_position_embeddings"]
         factor = float(params.get("factor") or fields["max_position_embeddings"] / length)
         return settings | {
             "rope_scaling": "longrope",

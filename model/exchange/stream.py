@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -162,10 +162,10 @@ def load(family: Family, config: Config, source: TensorSource, mesh: Mesh) -> An
       ExchangeError: as `plan` and `check_names`.
     """
     module = build(config)
-    shapes: Shapes = flatten_dict(parameter_shapes(module), sep="/")
+    shapes = _flat(parameter_shapes(module))
     planned = plan(family, config, shapes)
     names = check_names(family, source, planned)
-    places: dict[str, Any] = flatten_dict(param_shardings(module, mesh), sep="/")
+    places = _flat(param_shardings(module, mesh))
     spread = {path: _Spread(leaf.shape, leaf.dtype, places[path]) for path, leaf in shapes.items()}
     for name, tensor in planned.items():
         values = source.read(names[name])
@@ -176,13 +176,18 @@ def load(family: Family, config: Config, source: TensorSource, mesh: Mesh) -> An
     return unflatten_dict({path: array.finish() for path, array in spread.items()}, sep="/")
 
 
+def _flat(tree: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", flatten_dict(tree, sep="/"))
+
+
 class _Spread:
     """A parameter in the making: each distinct share of it on a device, filled block by block."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.NamedSharding) -> None:
         self._shape, self._dtype, self._sharding = shape, np.dtype(dtype), sharding
-        self._devices: dict[Bounds, list[jax.Device]] = collections.defaultdict(list)
+        self._devices: dict[Bounds, list[Any]] = collections.defaultdict(list)
         for device, index in sharding.addressable_devices_indices_map(shape).items():
+            assert index is not None
             bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
             self._devices[bounds].append(device)
         self._shares = {
@@ -231,7 +236,7 @@ def unload(family: Family, config: Config, params: Any) -> dict[str, Written]:
     Raises:
       ExchangeError: as `plan`.
     """
-    flat: dict[str, jax.Array] = flatten_dict(params, sep="/")
+    flat = _flat(params)
     shapes: Shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in flat.items()}
     dtype = np.dtype(jnp.dtype(config.model.param_dtype))
 

@@ -34,7 +34,7 @@ def test_the_diagram_names_the_shapes_and_the_number_of_parameters():
     [
         ({"model.attention": "mha"}, "each with its own key and value"),
         ({"model.attention": "mqa"}, "all with one key and value"),
-        ({"model.qk_norm": True}, "of each head"),
+        ({"model.qk_norm": "head"}, "of each head"),
         ({"model.position": "alibi"}, "ALiBi"),
         ({"model.position": "learned", "data.length": 99}, "table 99 × 256"),
         ({"model.position": "sinusoidal"}, "+ sinusoidal position"),
@@ -86,7 +86,7 @@ def test_tied_embeddings_are_joined_by_a_dashed_line():
 def test_everything_stays_inside_the_drawing():
     deep = override(
         BASE,
-        {"model.num_layers": 40, "model.norm_position": "both", "model.dropout": 0.1, "model.qk_norm": True,
+        {"model.num_layers": 40, "model.norm_position": "both", "model.dropout": 0.1, "model.qk_norm": "head",
          "model.position": "learned", "model.logit_softcap": 30.0, "model.num_heads": 64},
     )  # fmt: skip
     root = ElementTree.fromstring(structure_svg(deep, 1))

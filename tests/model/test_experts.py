@@ -27,7 +27,7 @@ def layer(real_BT=REAL_BT, seed=0, **settings):
     module = Experts(config)
     random = np.random.default_rng(seed)
     x_BTD = jnp.asarray(random.normal(size=(B, T, D)), jnp.float32)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x_BTD, real_BT))["params"]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x_BTD.astype(config.model.dtype), real_BT))["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes)
 
     def apply(params, x_BTD):

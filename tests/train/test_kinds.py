@@ -50,7 +50,7 @@ def test_a_few_steps_lower_the_loss(settings, optimizer):
             state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
             losses.append(float(metrics["train/loss"]))
     assert np.isfinite(losses).all()
-    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < losses[0] - 0.2
 
 
 def test_optimizers_take_each_layer_s_each_expert_for_a_matrix_of_its_own():

@@ -86,10 +86,10 @@ def evaluations_that_stop(process: int) -> None:
     loop.held_out_batches = interrupted  # type: ignore[assignment]
 
 
-def make_sampler(run: Any) -> Callable[[Any, int], str]:
-    def sampler(params: Any, step: int) -> str:
+def make_sampler(run: Any) -> Callable[[Any, int], dict[str, str]]:
+    def sampler(params: Any, step: int) -> dict[str, str]:
         weights = np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
-        return f"{step}: {np.float64(weights).sum()!r}"
+        return {"prompt": run.config.train.sample_prompt, "text": f"{step}: {np.float64(weights).sum()!r}"}
 
     return sampler
 

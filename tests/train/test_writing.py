@@ -13,14 +13,16 @@ from tiny import random_params, tiny
 
 from configs import schema
 from configs.convert import override
+from configs.schema import ConfigError
 from model import build
 from model.generate import Chunk, Sampling
 from train import writing
 from train.data.sections import Corpus, Section
 from train.data.tokenizer import Tokenizer, make_tokenizer
-from train.writing import write
+from train.writing import reads, search, translate, translate_each, write
 
 BYTES = make_tokenizer(schema.Tokenizer(source="bytes"), Corpus([], [], "", ""))
+GREEDY = Sampling(temperature=0)
 CHARACTERS = "aé中文😀👩‍👧"
 
 
@@ -35,7 +37,7 @@ def dictate(tokenizer, rows, chunk=4, prompts=None, max_tokens=100, **options):
     """What `write` makes of a network that writes these tokens; and what it told on the way, row by row."""
     told = [[] for _ in rows]
 
-    def generate(module, params, prompt_ids, sampling, *, max_tokens, seeds, end, top):
+    def generate(module, params, prompt_ids, sampling, *, max_tokens, seeds, end, top, sources):
         length = max(map(len, rows))
         tokens_BC = np.array([row + [end] * (length - len(row)) for row in rows])[:, :max_tokens]
         logprobs_BC = -0.01 * np.arange(tokens_BC.size, dtype=np.float32).reshape(tokens_BC.shape)
@@ -49,7 +51,7 @@ def dictate(tokenizer, rows, chunk=4, prompts=None, max_tokens=100, **options):
         prompts = prompts or [""] * len(rows)
         tell = lambda row, token, text: told[row].append((token, text))  # noqa: E731
         options = {"max_tokens": max_tokens, "seeds": range(len(rows)), "on_token": tell, **options}
-        samples = write(None, None, tokenizer, prompts, Sampling(), **options)
+        samples = write(build(tiny()), None, tokenizer, prompts, Sampling(), **options)
     for sample, tokens in zip(samples, told, strict=True):
         assert "".join(text for _, text in tokens) == sample.text, "what was told is not what was written"
     return samples, told
@@ -178,3 +180,85 @@ def test_a_network_writes_as_many_tokens_as_asked_with_their_probabilities():
             likeliest = np.argsort(-logprobs_TV[place])[:3]
             assert [other.id for other in token.top] == likeliest.tolist()
             assert [other.logprob for other in token.top] == pytest.approx(logprobs_TV[place, likeliest], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def translator():
+    # At full scale random networks repeat one token for ever; so few tokens that texts end now and then.
+    module = build(override(tiny(network="encoder_decoder", logit_scale=0.3), {"tokenizer.vocab_size": 257}))
+    params = random_params(module)
+    params["embedding"]["embedding"] = params["embedding"]["embedding"].at[BYTES.end_of_text].multiply(3.0)
+    return module, params
+
+
+TEXTS = ["one two", "a much longer sentence, of which there is more", "", "中文", "five"]
+
+
+def test_a_translator_reads_the_text_as_its_source_and_begins_with_the_start(translator):
+    config = translator[0].config
+    prompts, sources = reads(config, BYTES, ["ab", ""])
+    assert prompts == [[BYTES.start_of_target]] * 2
+    assert sources == [[*b"ab", BYTES.end_of_text], [BYTES.end_of_text]]
+    assert reads(tiny(), BYTES, ["ab"]) == ([[BYTES.end_of_text, *b"ab"]], None)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_translations_stand_in_the_order_of_the_texts_whatever_the_batch(translator, beams):
+    settings = {"max_tokens": 8, "beams": beams}
+    together = translate(*translator, BYTES, TEXTS, **settings)
+    assert len(set(together)) == len(TEXTS)
+    assert translate(*translator, BYTES, TEXTS, batch=2 * beams, **settings) == together
+    assert translate(*translator, BYTES, TEXTS[::-1], batch=1, **settings) == together[::-1]
+
+
+def test_a_translation_is_the_text_that_is_written_greedily_or_drawn_or_found_by_beam_search(translator):
+    for sampling in (GREEDY, Sampling(temperature=2.0)):
+        written = write(*translator, BYTES, TEXTS, sampling, max_tokens=8, seeds=range(5))
+        whole = [BYTES.decode([token.id for token in sample.tokens]) for sample in written]
+        assert translate(*translator, BYTES, TEXTS, max_tokens=8, sampling=sampling) == whole
+    found = search(*translator, BYTES, TEXTS, beams=3, max_tokens=8, length_penalty=0.5)
+    whole = [BYTES.decode([token.id for token in best.tokens]) for (best,) in found]
+    assert translate(*translator, BYTES, TEXTS, max_tokens=8, beams=3, length_penalty=0.5) == whole
+
+
+def test_short_texts_are_translated_first_and_none_is_much_longer_than_its_source(translator):
+    done = list(translate_each(*translator, BYTES, TEXTS, max_tokens=1000, batch=1))
+    assert [index for index, _ in done] == [2, 4, 3, 0, 1]
+    for index, text in done:
+        assert len(text.encode()) <= 3 * (2 * (len(TEXTS[index].encode()) + 1) + 16)  # A lone byte becomes three.
+
+
+def test_translating_is_refused_where_it_cannot_be(translator):
+    with pytest.raises(ConfigError, match=r"--beams=2 contradicts --temperature=1"):
+        translate(*translator, BYTES, TEXTS, max_tokens=8, beams=2, sampling=Sampling())
+    with pytest.raises(ConfigError, match=r"--model\.network=decoder does not translate"):
+        translate(build(tiny()), None, BYTES, TEXTS, max_tokens=8)
+    assert translate(*translator, BYTES, [], max_tokens=8) == []
+
+
+@pytest.mark.parametrize("network", ["decoder", "encoder_decoder"])
+def test_a_search_tells_the_probability_of_each_token_and_their_score(network):
+    module = build(override(tiny(network=network, logit_scale=0.3), {"tokenizer.vocab_size": 257}))
+    (samples,) = search(
+        module, random_params(module), BYTES, ["ab"], beams=3, max_tokens=6, length_penalty=2.0, num_best=3, top=4
+    )
+    assert len(samples) == 3
+    assert samples == sorted(samples, key=lambda sample: -sample.score)
+    for sample in samples:
+        logprobs = [token.logprob for token in sample.tokens]
+        assert sample.score == pytest.approx(sum(logprobs) / len(logprobs) ** 2, abs=1e-4)
+        assert sample.to_dict()["score"] == sample.score
+        for token in sample.tokens:
+            assert len(token.top) == 4
+            assert token.top[0].logprob >= token.logprob - 1e-6
+    (cut,) = search(
+        module,
+        random_params(module),
+        BYTES,
+        ["ab"],
+        beams=3,
+        max_tokens=6,
+        length_penalty=2.0,
+        stop=[samples[0].text[1]],
+    )
+    assert cut[0].text == samples[0].text[:1]

@@ -130,10 +130,6 @@ class Tokenizer:
         """What a network reads of a text that it translates: with its end marked."""
         return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]
 
-    def source(self, text: str) -> list[int]:
-        """What a network reads for `text` when it translates it: with the end of the text."""
-        return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens; special ones have none, and bytes that are not UTF-8 become U+FFFD."""
         pieces = [number for number in ids if self.token_bytes(number)]

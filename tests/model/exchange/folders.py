@@ -31,7 +31,7 @@ def llama_tensors(config: dict[str, Any] = LLAMA, seed: int = 0) -> dict[str, np
             f"{at}.post_attention_layernorm.weight": (D,),
         }  # fmt: skip
     random = np.random.default_rng(seed)
-    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:

@@ -19,7 +19,6 @@ PROGRAM = """
 import re, sys, threading, time
 import jax
 from model import exchange
-from model.exchange import source
 
 def memory():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

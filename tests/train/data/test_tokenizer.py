@@ -85,6 +85,7 @@ def test_a_document_begins_after_the_end_of_another(tokenizer: Tokenizer):
     for again in (tokenizer, Tokenizer.from_json(tokenizer.to_json()), Tokenizer.from_json(json.dumps(old))):
         assert again.prompt("a b") == [tokenizer.end_of_text, *tokenizer.encode("a b")]
         assert again.prompt("") == [tokenizer.end_of_text]
+        assert again.source("a b") == [*tokenizer.encode("a b"), tokenizer.end_of_text]
         assert (again.start_of_target, again.ends[0]) == (tokenizer.end_of_text, tokenizer.end_of_text)
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     assert theirs.encode("a b").ids == tokenizer.prompt("a b")

@@ -90,7 +90,7 @@ def test_tokens_and_text_are_those_of_the_library(pair, text: str):
     ids = theirs.encode(text, add_special_tokens=False).ids
     assert ours.encode(text) == ids
     assert ours.encode_all([text]) == [ids]
-    assert ours.prompt(text) == (theirs.encode(text).ids or [ours.end_of_text])
+    assert ours.prompt(text) == ours.source(text) == (theirs.encode(text).ids or [ours.end_of_text])
     assert ours.decode(ids) == theirs.decode(ids)
 
 
