@@ -87,19 +87,19 @@ def coreference() -> Config:
     """What does *it* stand for? `uv run -m launch.train --config=coreference`, then `uv run -m launch.coreference`."""
     return Config(
         name="coreference",
-        model=Model(network="encoder", num_layers=2, width=64, num_heads=2, attention="mha"),
+        model=Model(network="encoder", num_layers=2, width=64, num_heads=1, attention="mha"),
         tokenizer=Tokenizer(source="words"),
         # One masked noun in ten becomes another one: with many, no sentence could be trusted.
-        data=Data(source="coreference", length=64, held_out=0.1, masked=0.03),
+        data=Data(source="coreference", length=64, held_out=0.1, masked=0.02),
         optimizer=Optimizer(
             name="muon", learning_rate=0.02, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
         ),
         train=Train(
-            steps=300,
+            steps=500,
             batch_size=32,
-            eval_every=100,
-            checkpoint_every=300,
-            sample_every=100,
+            eval_every=250,
+            checkpoint_every=500,
+            sample_every=250,
             sample_prompt="The animal didn't cross the street because it was too <|mask|>.",
         ),
     )

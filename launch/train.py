@@ -87,7 +87,7 @@ def sampler(run: Run) -> Any:
             return {"prompt": pair.source, "text": texts[0], "reference": pair.text}
         if fills_in(config):
             text = fill_in(module, params, run.tokenizer, settings.sample_prompt)
-            return {"prompt": settings.sample_prompt, "text": text}
+            return {"prompt": f"{settings.sample_prompt}\n", "text": text}
         samples = write(
             module, params, run.tokenizer, [settings.sample_prompt], Sampling(temperature=0.8),
             max_tokens=settings.sample_tokens, seeds=[step],

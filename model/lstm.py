@@ -3,7 +3,7 @@
 The equations, the parameters and their names are those of Flax's `nn.OptimizedLSTMCell`; see `Recurrence` for why its
 loop over time is written here.
 
-Shapes: B batch, T length, D width of the input, H width of the state, G the four gates, V vocabulary, L layers.
+Shapes: B batch, T length, D width of the input, H width of the state, G = 4H the four gates side by side, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from model.source import Source
 from model.transformer import REMAT_POLICIES, Embedding, embed, or_default, to_logits
 
 GATES = {"i": "input", "f": "forget", "g": "cell", "o": "output"}  # Flax's name of each, and what it is recorded as.
+Weights = tuple[jax.Array, jax.Array, jax.Array]  # Kernels for the input [D,G] and the hidden state [H,G], bias [G].
 State = tuple[jax.Array, jax.Array]  # The cell, float32, since it adds up over time, and the hidden state.
 
 
@@ -112,12 +113,14 @@ def stacked(layer: Any, config: Config, num_layers: int) -> Any:
 class Recurrence(nn.Module):
     """The loop of one LSTM over time.
 
-    Flax's own loop (`nn.RNN`) adds up the gradient of the recurrent kernel in every step; here each step hands out the
-    gradient of its gates, from which one matrix product makes that of the kernel afterwards, and what comes from below
-    is one product too, before the loop. Forward and backward together take about 1 / 1.4 of the CPU time.
+    Flax's own loop (`nn.RNN`) adds up the gradients of the kernels in every step; here each step hands out the gradient
+    of its gates, from which one matrix product for each kernel makes them afterwards. Training takes about 1 / 1.3 of
+    the CPU time. (To compute what comes from below before the loop, as is usual, gained nothing on a CPU.)
+
     The forget gate's bias starts at 1, so that a state is kept until learning says otherwise (Gers et al. 2000,
     Jozefowicz et al. 2015). Recurrent kernels start as the others do, and not orthogonal as Flax's: compiling the
-    factorization of each takes seconds.
+    factorization of each takes seconds. On a mesh the gates of a row are computed on one device: a step is too small
+    to be shared.
     """
 
     config: Config
@@ -134,17 +137,16 @@ class Recurrence(nn.Module):
           real_BT: False for padding, which leaves the state as it is.
           start: a state for each token that may be the first, each [B,T,H]; None is zeros.
         """
-        kernel_DGH, kernel_HGH, bias_GH = self.weights(x_BTD)
         # Time leads: the loop goes over it.
-        inputs_TBGH = jnp.einsum("TBD,DGH->TBGH", x_BTD.swapaxes(0, 1), kernel_DGH) + bias_GH[None, None]
         start = None if start is None else (start[0].swapaxes(0, 1), start[1].swapaxes(0, 1))
-        arguments = inputs_TBGH, kernel_HGH, self.before(x_BTD), start, begins_BT.T, real_BT.T
+        reads = x_BTD.swapaxes(0, 1), start, begins_BT.T, real_BT.T
+        weights, before = self.weights(x_BTD), self.before(x_BTD)
         if recording(self):
-            states, (sums_TBGH, _) = _loop(self.reverse, *arguments)
-            for name, gate_TBH in zip(GATES.values(), _gates(sums_TBGH), strict=True):
+            states, (sums_TBG, _) = _loop(self.reverse, weights, before, *reads)
+            for name, gate_TBH in zip(GATES.values(), _gates(sums_TBG), strict=True):
                 tap(self, name, gate_TBH.swapaxes(0, 1))
         else:
-            states = cast(State, recur(self.reverse, *arguments))
+            states = cast(State, recur(self.reverse, weights, before, *reads))
         cells_BTH = constrain(states[0].swapaxes(0, 1), "batch", "length", "width")
         hidden_BTH = constrain(states[1].swapaxes(0, 1), "batch", "length", "width")
         if self.has_variable("cache", "hidden"):
@@ -153,24 +155,23 @@ class Recurrence(nn.Module):
             self.put_variable("cache", "hidden", hidden_BTH[:, -1])
         return cells_BTH, hidden_BTH
 
-    def weights(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Kernels for the input [D,G,H] and for the hidden state [H,G,H] and the bias [G,H], in the computing dtype."""
+    def weights(self, x_BTD: jax.Array) -> Weights:
+        """All gates' parameters side by side, in the computing dtype."""
         dtype, param_dtype = jnp.dtype(self.config.model.dtype), jnp.dtype(self.config.model.param_dtype)
         kernels_DH, kernels_HH, biases_H = [], [], []
         for gate in GATES:
             dense = partial(DenseParams, self.width, param_dtype=param_dtype)
             kernel_DH, _ = dense(use_bias=False, name=f"i{gate}")(x_BTD)
-            kernel_HH, bias_H = dense(
-                bias_init=nn.initializers.ones if gate == "f" else nn.initializers.zeros,
-                name=f"h{gate}",
-            )(jax.ShapeDtypeStruct((self.width,), dtype))
+            bias_init = nn.initializers.ones if gate == "f" else nn.initializers.zeros
+            state_H = jax.ShapeDtypeStruct((self.width,), dtype)
+            kernel_HH, bias_H = dense(bias_init=bias_init, name=f"h{gate}")(state_H)
             kernels_DH.append(kernel_DH)
             kernels_HH.append(kernel_HH)
             biases_H.append(bias_H)
-        kernel_DGH, kernel_HGH = (jnp.stack(kernels, axis=1).astype(dtype) for kernels in (kernels_DH, kernels_HH))
+        kernel_DG, kernel_HG = (jnp.concatenate(kernels, axis=1) for kernels in (kernels_DH, kernels_HH))
         # Gather what is spread over the width once, not in every step.
-        kernel_DGH, kernel_HGH = (constrain(x, "width", "gates", "hidden") for x in (kernel_DGH, kernel_HGH))
-        return kernel_DGH, kernel_HGH, jnp.stack(biases_H).astype(dtype)
+        kernel_DG, kernel_HG = (constrain(x.astype(dtype), "width", "width") for x in (kernel_DG, kernel_HG))
+        return kernel_DG, kernel_HG, jnp.concatenate(biases_H).astype(dtype)
 
     def before(self, x_BTD: jax.Array) -> State:
         """The state [B,H] before the first token: the cache's, or zeros."""
@@ -180,15 +181,15 @@ class Recurrence(nn.Module):
         return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, self.config.model.dtype)
 
 
-def _gates(sums_BGH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Input, forget, cell and output gate, each [...,H] float32, of what enters them [...,G,H]."""
-    i, f, g, o = (sums_BGH[..., gate, :].astype(jnp.float32) for gate in range(4))
-    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+def _gates(sums_BG: jax.Array) -> list[jax.Array]:
+    """Input, forget, cell and output gate, each [...,H] float32, of what enters them [...,G]."""
+    i, f, g, o = jnp.split(sums_BG.astype(jnp.float32), 4, axis=-1)
+    return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
 
 
-def _cell(sums_BGH: jax.Array, state: State, real_B: jax.Array) -> State:
+def _cell(sums_BG: jax.Array, state: State, real_B: jax.Array) -> State:
     """The next state; padding keeps the one before."""
-    i_BH, f_BH, g_BH, o_BH = _gates(sums_BGH)
+    i_BH, f_BH, g_BH, o_BH = _gates(sums_BG)
     cell_BH = f_BH * state[0] + i_BH * g_BH
     hidden_BH = (o_BH * jnp.tanh(cell_BH)).astype(state[1].dtype)
     return _where(real_B, (cell_BH, hidden_BH), state)
@@ -202,62 +203,64 @@ def _where(choice_B: jax.Array, this: State, other: State | None) -> State:
 
 def _loop(
     reverse: bool,
-    inputs_TBGH: jax.Array,
-    kernel_HGH: jax.Array,
+    weights: Weights,
     before: State,
+    x_TBD: jax.Array,
     start: State | None,
     begins_TB: jax.Array,
     real_TB: jax.Array,
 ) -> tuple[State, tuple[jax.Array, State]]:
-    """States [T,B,H] after each step; and what entered its gates [T,B,G,H], and the state before it."""
+    """States [T,B,H] after each step; and what entered its gates [T,B,G], and the state before it."""
+    kernel_DG, kernel_HG, bias_G = weights
 
     def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[State, tuple[jax.Array, State]]]:
-        input_BGH, start, begins_B, real_B = now
+        x_BD, start, begins_B, real_B = now
         state = _where(~begins_B, state, start)
-        sums_BGH = input_BGH + jnp.einsum("BD,DGH->BGH", state[1], kernel_HGH)
-        after = _cell(sums_BGH, state, real_B)
-        return after, (after, (sums_BGH, state))
+        sums_BG = x_BD @ kernel_DG + state[1] @ kernel_HG + bias_G[None]
+        after = _cell(sums_BG, state, real_B)
+        return after, (after, (sums_BG, state))
 
-    return jax.lax.scan(step, before, (inputs_TBGH, start, begins_TB, real_TB), reverse=reverse)[1]
+    return jax.lax.scan(step, before, (x_TBD, start, begins_TB, real_TB), reverse=reverse)[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recur(
     reverse: bool,
-    inputs_TBGH: jax.Array,
-    kernel_HGH: jax.Array,
+    weights: Weights,
     before: State,
+    x_TBD: jax.Array,
     start: State | None,
     begins_TB: jax.Array,
     real_TB: jax.Array,
 ) -> State:
     """States [T,B,H] after each step, differentiable backwards only; the arguments are those of `_loop`."""
-    return _loop(reverse, inputs_TBGH, kernel_HGH, before, start, begins_TB, real_TB)[0]
+    return _loop(reverse, weights, before, x_TBD, start, begins_TB, real_TB)[0]
 
 
 def _recur_forward(reverse: bool, *arguments: Any) -> tuple[State, tuple[Any, ...]]:
     states, seen = _loop(reverse, *arguments)
-    return states, (seen, *arguments[1:])
+    return states, (seen, *arguments)
 
 
 def _recur_backward(reverse: bool, kept: tuple[Any, ...], d_states: State) -> tuple[Any, ...]:
-    (sums_TBGH, states), kernel_HGH, _, start, begins_TB, real_TB = kept
-    kernel_GHD = jnp.moveaxis(kernel_HGH, 0, -1)  # Once, and not in every step.
+    (sums_TBG, states), (kernel_DG, kernel_HG, _), _, x_TBD, start, begins_TB, real_TB = kept
+    kernel_GH = kernel_HG.T  # Once, and not in every step.
 
     def step(d_state: State, now: tuple[Any, ...]) -> tuple[State, tuple[jax.Array, State | None]]:
-        d_after, sums_BGH, state, begins_B, real_B = now
+        d_after, sums_BG, state, begins_B, real_B = now
         d_after = (d_state[0] + d_after[0], d_state[1] + d_after[1])
-        _, pull = jax.vjp(lambda sums_BGH, state: _cell(sums_BGH, state, real_B), sums_BGH, state)
-        d_sums_BGH, (d_cell_BH, d_hidden_BH) = pull(d_after)
-        d_state = (d_cell_BH, d_hidden_BH + jnp.einsum("BGH,GHD->BD", d_sums_BGH, kernel_GHD))
+        _, pull = jax.vjp(lambda sums_BG, state: _cell(sums_BG, state, real_B), sums_BG, state)
+        d_sums_BG, (d_cell_BH, d_hidden_BH) = pull(d_after)
+        d_state = (d_cell_BH, d_hidden_BH + d_sums_BG @ kernel_GH)
         d_start = None if start is None else _where(begins_B, d_state, None)
-        return _where(~begins_B, d_state, None), (d_sums_BGH, d_start)
+        return _where(~begins_B, d_state, None), (d_sums_BG, d_start)
 
     nothing = (jnp.zeros_like(d_states[0][0]), jnp.zeros_like(d_states[1][0]))
-    over = (d_states, sums_TBGH, states, begins_TB, real_TB)
-    d_before, (d_sums_TBGH, d_start) = jax.lax.scan(step, nothing, over, reverse=not reverse)
-    d_kernel_HGH = jnp.einsum("TBD,TBGH->DGH", states[1], d_sums_TBGH)
-    return d_sums_TBGH, d_kernel_HGH, d_before, d_start, None, None
+    over = (d_states, sums_TBG, states, begins_TB, real_TB)
+    d_before, (d_sums_TBG, d_start) = jax.lax.scan(step, nothing, over, reverse=not reverse)
+    d_kernel_DG, d_kernel_HG = (jnp.tensordot(x, d_sums_TBG, ((0, 1), (0, 1))) for x in (x_TBD, states[1]))
+    d_weights = d_kernel_DG, d_kernel_HG, jnp.sum(d_sums_TBG, (0, 1))
+    return d_weights, d_before, d_sums_TBG @ kernel_DG.T, d_start, None, None
 
 
 recur.defvjp(_recur_forward, _recur_backward)

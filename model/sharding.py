@@ -31,7 +31,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "head": (),
     "hidden": ("tensor",),
-    "gates": (),  # Of an LSTM.
     "experts": ("expert",),
     "rank": (),  # Of a low-rank adaptation.
     "vocabulary": ("tensor",),

@@ -126,6 +126,11 @@ def _only_trained(
         return "trained" if is_trained(config, jax.tree_util.keystr(path, simple=True, separator="/")) else "frozen"
 
     labels = jax.tree_util.tree_map_with_path(label, params_shape)
+    if "trained" not in jax.tree.leaves(labels):
+        raise ConfigError(
+            f"--model.lora_rank={config.model.lora_rank} has nothing to train: this network has no linear map named in "
+            f"--model.lora_targets={config.model.lora_targets}."
+        )
     return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels)
 
 

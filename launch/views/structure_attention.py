@@ -45,7 +45,7 @@ def scaled_panel(config: Config) -> Panel:
         scale += f", in cross-attention ÷ √{H}"
     if model.attention_scale:
         scale = f"× {model.attention_scale:g}"
-    steps = [Step("MatMul", "each query · each key", MIX, after="T × T"), Step("Scale", scale)]
+    steps = [Step("MatMul", "each query · each key", MIX), Step("Scale", scale)]
     if model.attention_softcap:
         cap = f"{model.attention_softcap:g}"
         steps.append(Step("Soft-cap", f"{cap} · tanh(score / {cap})"))
@@ -213,7 +213,7 @@ def latent_panel(config: Config) -> Panel:
             canvas.line((both, rows[2] - 16), (both, bend), (place, bend), (place, rows[3] + 16))
             canvas.box(place, rows[3], 98, f"Expand to {name}", LINEAR, f"{R} → {N} × {H}")
             canvas.line((place, rows[3] - 16), (place, middle + 46))
-        canvas.line((x, fork), (query, fork), (query, rows[1] + 16))
+        canvas.line((x, fork), (query, fork), (query, rows[1] + 16), arrow=narrow > 0)
         if narrow:
             mark = lora(config, "query_latent")
             canvas.box(query, rows[1], 104, "Compress: linear", LINEAR, f"{D} → {narrow}{bias(config)}", mark)
@@ -224,7 +224,7 @@ def latent_panel(config: Config) -> Panel:
             canvas.line((query, rows[1] + 16), (query, rows[3] + 16))
         wide = f"({H} + {P})" if P else f"{H}"
         canvas.box(query, rows[3], 104, "Linear to Q", LINEAR, f"{narrow or D} → {N} × {wide}", lora(config, "query"))
-        canvas.line((query, rows[4 if P else 3] - 16), (query, middle + 46))
+        canvas.line((query, rows[4 if P else 3] - 16), (query, middle), (x - 138, middle))
         if P:
             base = f"base {model.rope_base:,.0f}"
             canvas.line((query, rows[3] - 16), (query, rows[4] + 16))

@@ -29,8 +29,7 @@ class Step:
     fill: str = OTHER
     kind: str = "box"
     other: str = ""
-    after: str = ""  # The shape of what leaves the step.
-    mark: str = ""  # A small label on the box's corner.
+    mark: str = ""  # A small label on the corner of the box, and on that of the right one of a pair.
     other_mark: str = ""
 
     @property
@@ -146,19 +145,17 @@ class Canvas:
 
         A segment is what an `ADD` in it goes around, on the left for a `side` of -1, else on the right.
         """
-        y, below, places = bottom, Step(""), []
+        y, places = bottom, []
         for segment in segments:
             fork, rows = y - gap / 2, []
             for step in segment:
                 at = y - gap - step.height / 2
                 self._step(x, y, at, step, width)
-                if below.after:
-                    self.shape(x, y - gap / 2, below.after)
                 if step.kind == "add":
                     around = x + side * (width / 2 + 30)
                     self.line((x, fork), (around, fork), (around, at), (x + side * 10, at))
                 rows.append(at)
-                y, below = at - step.height / 2, step
+                y = at - step.height / 2
             places.append(rows)
         return places
 

@@ -227,4 +227,4 @@ def _translator(config: Config) -> Panel:
         canvas.text(between, begin - 6, "last states", size=9, color=QUIET)
         leave(canvas, config, right, high, decoder, frame.top, gap)
 
-    return Panel("The network", draw, width=680, notes=tuple(notes), needs=needed(decoder))
+    return Panel("The network", draw, width=700, notes=tuple(notes), needs=needed(decoder))

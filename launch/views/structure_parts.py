@@ -87,9 +87,10 @@ def self_attention(config: Config, *, masked: bool = False) -> Step:
     )
     if masked:
         name = f"Masked {name[0].lower()}{name[1:]}"
-    state = kind in ("linear", "delta")
+    H = head_width(config)
+    state = {"linear": f", a state of {H} × ({H} + 1) each", "delta": f", a state of {H} × {H} each"}.get(kind, "")
     heads = f"{N} heads" if N == K else f"{N} heads, {K} key/value"
-    return Step(name, f"{heads}, a state of {head_width(config)} × {head_width(config)} each" if state else heads, MIX)
+    return Step(name, heads + state, MIX)
 
 
 def feed_forward(config: Config) -> list[Step]:

@@ -134,7 +134,7 @@ def stack_panel(config: Config) -> Panel:
         last = f"T × {V} probabilities"
         canvas.shape(x, frame.top + 4, last)
         if fills:
-            canvas.text(x, frame.top - 6, "of the token that stood there", size=10, color=QUIET)
+            canvas.shape(x, frame.top - 9, "for the token that stood there")
         if model.tied_embeddings:
             tie(canvas, x - 100, places[0][0], places[2][0])
 
@@ -197,10 +197,10 @@ def encoder_decoder_panel(config: Config) -> Panel:
         turn, between = end - max(gap, 26), (left + right) / 2
         canvas.line((left, end), (left, turn), (between, turn), (between, across), (right - 95, across))
         canvas.shape(left, turn - 10, f"memory, S × {model.width}", "middle")
-        canvas.text(right - 130, across - 6, "K, V", size=10, color=QUIET)
+        canvas.text(right - 116, across - 6, "K, V", size=10, color=QUIET)
         leave(canvas, config, right, high, decoder, frame.top, gap)
 
-    return Panel("The network", draw, width=680, notes=tuple(notes), needs=needed(decoder))
+    return Panel("The network", draw, width=700, notes=tuple(notes), needs=needed(decoder))
 
 
 def repeated(canvas: Canvas, x: float, bottom: float, height: float, times: str, name: str, side: int) -> None:
@@ -214,7 +214,7 @@ def repeated(canvas: Canvas, x: float, bottom: float, height: float, times: str,
 def leave(
     canvas: Canvas, config: Config, x: float, places: list[list[float]], segments: Segments, top: float, gap: float
 ) -> None:
-    """What leaves a decoder whose column of boxes 190 wide ends with `to_probabilities`, and what its ends share."""
+    """What leaves a decoder whose column of boxes 190 wide ends with `to_probabilities`, up to the end of the panel."""
     V = config.tokenizer.vocab_size
     canvas.line((x, _end(places, segments)), (x, top))
     canvas.shape(x, top + 4, f"T × {V} probabilities")

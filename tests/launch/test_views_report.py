@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import vl_convert
 
-from configs.convert import to_dict
+from configs.convert import override, to_dict
 from configs.schema import Config
-from launch.views.report import Report, report_page
+from launch.views.report import Report, Translations, report_page
+from tests.launch.test_views_alignment import VIEW
 from tests.launch.test_views_attention import SVG, TOKENS, causal_weights
 from tests.launch.test_views_page import HOSTILE, Elements
 
@@ -127,3 +129,56 @@ def test_a_run_without_samples_tables_or_metrics_still_has_a_report():
 def test_the_report_holds_its_command_and_its_config(elements: Elements):
     assert REPORT.command in elements.text
     assert '"learning_rate": 0.001' in elements.text
+
+
+def scores(bleu: float, chrf: float) -> dict[str, Any]:
+    return {"bleu": bleu, "chrf": chrf, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
+
+
+TRANSLATED = dataclasses.replace(
+    REPORT,
+    metrics=[*REPORT.metrics, line(10, eval__bleu=3.0, eval__chrf=20.0), line(20, eval__bleu=12.5, eval__chrf=33.0)],
+    samples=[{"step": 20, "prompt": "a source", "text": HOSTILE, "reference": "a reference"}],
+    baselines={},
+    attention_tokens=[],
+    attention_weights_LNTS=None,
+    translations=Translations(
+        languages=("en", "de"),
+        sentences=200,
+        scores={"copy": scores(1, 10), "dictionary": scores(4, 30), "greedy": scores(13, 34), "beam 4": scores(14, 35)},
+        best="beam 4",
+        shown=[{"source": HOSTILE, "translation": f"x{HOSTILE}", "reference": "Katze"}],
+        view=VIEW,
+        reference="die Katze",
+    ),
+)
+
+
+def test_the_report_of_a_translator_has_its_scores_beside_the_baselines_and_its_alignment():
+    elements = Elements(report_page(TRANSLATED))
+    text = re.sub(r"\s+", " ", elements.text)
+    assert "14.0BLEU, beam 4, 200 held-out sentences" in text
+    for row in ("copy1.010.0", "dictionary4.030.0", "greedy13.034.0", "beam 414.035.0", "nc:6, tok:13a"):
+        assert row in text, row
+    for words in ("a source", "a reference", "Katze", "die Katze", f"x{HOSTILE}"):
+        assert words in elements.text, words
+    assert "Where it looks" not in text
+    names = [attributes["data-chart"] for tag, attributes in elements.tags if "data-chart" in attributes]
+    charts = {str(name): json.loads(script) for name, script in zip(names, elements.scripts, strict=False)}
+    assert {"learning-bleu", "learning-chrf", "alignment"} <= set(charts)
+    data = charts["learning-bleu"]["datasets"].values()
+    assert [(row["step"], row["value"]) for rows in data for row in rows if "series" in row] == [(10, 3.0), (20, 12.5)]
+    rules = [row["name"] for rows in data for row in rows if "place" in row]
+    assert rules == ["beam 4 14.00", "dictionary 4.00", "copy 1.00"]
+    for name in ("learning-bleu", "learning-chrf", "alignment"):
+        assert vl_convert.vegalite_to_svg(charts[name]).startswith("<svg")
+
+
+def test_an_encoder_may_look_ahead_and_an_lstm_looks_nowhere():
+    both_ways = np.full((1, 2, len(TOKENS), len(TOKENS)), 1 / len(TOKENS), np.float32)
+    with pytest.raises(ValueError, match="see the later key"):
+        report_page(dataclasses.replace(REPORT, attention_weights_LNTS=both_ways))
+    config = to_dict(override(Config(), {"model.network": "encoder"}))
+    assert report_page(dataclasses.replace(REPORT, attention_weights_LNTS=both_ways, config=config))
+    lstm = Elements(report_page(dataclasses.replace(REPORT, attention_tokens=[], attention_weights_LNTS=None)))
+    assert "Where it looks" not in lstm.text

@@ -126,23 +126,24 @@ def test_the_recurrence_and_its_gradient_are_those_of_flax_own_loop(reverse):
 def test_the_gradient_of_restarts_and_padding_is_that_of_differentiating_the_loop():
     random = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
-    given = draw(5, 2, 4, 3), draw(3, 4, 3), (draw(2, 3), draw(2, 3)), (draw(5, 2, 3), draw(5, 2, 3))
+    weights, before, start = (
+        (draw(4, 12), draw(3, 12), draw(12)),
+        (draw(2, 3), draw(2, 3)),
+        (draw(5, 2, 3), draw(5, 2, 3)),
+    )
+    x_TBD, wanted = draw(5, 2, 4), (draw(5, 2, 3), draw(5, 2, 3))
     begins_TB, real_TB = (jnp.asarray(random.random((5, 2)) < share) for share in (0.4, 0.7))
-    weights = draw(5, 2, 3), draw(5, 2, 3)
 
     def gradient(of, reverse, start):
-        def total(inputs, kernel, before, start):
-            return sum(
-                jnp.sum(x * w)
-                for x, w in zip(of(reverse, inputs, kernel, before, start, begins_TB, real_TB), weights, strict=True)
-            )
+        def total(*arguments):
+            states = of(reverse, *arguments, begins_TB, real_TB)
+            return sum(jnp.sum(x * w) for x, w in zip(states, wanted, strict=True))
 
-        of_start = given[3] if start else None
-        return jax.jit(jax.grad(total, (0, 1, 2, 3) if start else (0, 1, 2)))(*given[:3], of_start)
+        return jax.jit(jax.grad(total, (0, 1, 2, 3) if start else (0, 1, 2)))(weights, before, x_TBD, start)
 
-    for reverse, start in ((False, True), (True, False)):
-        found = gradient(lstm.recur, reverse, start)
-        expected = gradient(lambda *arguments: lstm._loop(*arguments)[0], reverse, start)
+    for reverse, begun in ((False, start), (True, None)):
+        found = gradient(lstm.recur, reverse, begun)
+        expected = gradient(lambda *arguments: lstm._loop(*arguments)[0], reverse, begun)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

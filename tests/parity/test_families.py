@@ -46,7 +46,7 @@ class Gradients:
         return self.values[name]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_same_gradients(name, tmp_path):
     network = parity.make(parity.CASES[name])
     network.save_pretrained(tmp_path)
@@ -112,6 +112,7 @@ def test_half_precision_files_are_read_as_transformers_reads_them(dtype, tmp_pat
     network.save_pretrained(tmp_path)
     imported = exchange.read(str(tmp_path))
     tokens_BT, real_BT = parity.texts(network.config)
-    reference = parity.their_logits(network.float(), tokens_BT, real_BT)
+    network = type(network).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    reference = parity.their_logits(network, tokens_BT, real_BT)
     found = parity.our_logits(imported, tokens_BT, real_BT)
     assert np.abs(found - reference)[real_BT == 1].max() <= TOLERANCE

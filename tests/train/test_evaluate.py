@@ -6,10 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_params, tiny
 
+from configs import schema
+from configs.convert import override
 from configs.schema import Mesh
+from model import build
 from model.sharding import make_mesh
-from train.evaluate import make_evaluate
+from train import evaluate
+from train.data.sections import Corpus, Section
+from train.data.tokenizer import make_tokenizer
+from train.evaluate import make_evaluate, make_score
+from train.translation import score
+from train.writing import translate
 
 V = 5
 BYTE_LENGTHS_V = np.array([0, 1, 2, 3, 4], np.int32)  # token 0 is end_of_text
@@ -18,8 +27,7 @@ BYTE_LENGTHS_V = np.array([0, 1, 2, 3, 4], np.int32)  # token 0 is end_of_text
 class Table:
     """Logits that depend on the token alone."""
 
-    def apply(self, variables: Any, tokens_BT: jax.Array, *_: Any, deterministic: bool) -> jax.Array:
-        assert deterministic
+    def apply(self, variables: Any, tokens_BT: jax.Array, **_: Any) -> jax.Array:
         return variables["params"][tokens_BT]
 
 
@@ -70,3 +78,47 @@ def test_it_gives_up_between_two_batches_when_asked_to():
 
     assert evaluate(jnp.zeros((V, V)), source(), lambda: len(taken) == 3) is None
     assert taken == [0, 1, 2]
+
+
+PAIRS = [Section(f"die Katze {number}", last=True, source=f"the cat {number}") for number in range(9)]
+CORPUS = Corpus(PAIRS[:4], PAIRS[4:], "", "")
+BYTES = make_tokenizer(schema.Tokenizer(source="bytes"), CORPUS)
+
+
+def translator(**settings: Any) -> Any:
+    base = override(tiny(network="encoder_decoder", logit_scale=0.3), {"tokenizer.vocab_size": 257})
+    return override(base, {"data.languages": "en-de", "train.score_sentences": 5, **settings})
+
+
+def test_held_out_sentences_are_translated_greedily_and_scored():
+    config = translator()
+    module = build(config)
+    params, scores = random_params(module), make_score(module, config, CORPUS, BYTES)
+    assert scores is not None
+    texts = translate(module, params, BYTES, [pair.source for pair in PAIRS[4:]], max_tokens=config.data.length)
+    expected = score(texts, [pair.text for pair in PAIRS[4:]], ("en", "de"))
+    assert scores(params) == {"eval/bleu": expected["bleu"], "eval/chrf": expected["chrf"]}
+    assert expected["chrf"] > 0
+
+
+def test_scoring_gives_up_between_two_batches_when_asked_to(monkeypatch):
+    monkeypatch.setattr(evaluate, "SCORE_BATCH", 2)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    config = translator()
+    scores = make_score(build(config), config, CORPUS, BYTES)
+    assert scores is not None
+    assert scores(random_params(build(config)), stop) is None
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model.network": "decoder"}, {"data.languages": ""}, {"train.score_sentences": 0}]
+)
+def test_without_pairs_a_translator_or_sentences_nothing_is_scored(settings):
+    config = translator(**settings)
+    assert make_score(build(config), config, CORPUS, BYTES) is None

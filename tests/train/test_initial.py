@@ -120,3 +120,10 @@ def trained_parameters(config, spec):
     optimizer = make_optimizer(config, parameter_shapes(module))
     state = init_state(module, optimizer, config, on, initial_params(config, on))
     return flatten_dict(jax.tree.map(np.asarray, state.params), sep="/"), None, None, state
+
+
+def test_lora_without_a_map_to_train_is_refused():
+    for changes in ({"model.network": "lstm"}, {"model.gated": False, "model.lora_targets": "gate"}):
+        config = override(BASE, {"model.lora_rank": 2, **changes})
+        with pytest.raises(ConfigError, match="nothing to train"):
+            make_optimizer(config, parameter_shapes(build(config)))

