@@ -10,7 +10,6 @@ from typing import Any
 
 from configs.schema import SECTIONS, Config, ConfigError
 
-
 # Linear maps that can have low-rank matrices beside them.
 LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent", "query_latent", "key_rotated")
 
@@ -117,11 +116,6 @@ def _check_attention(config: Config) -> None:
             f"--model.width={model.width} is not a multiple of --model.num_heads={model.num_heads}: "
             f"change one, or set --model.head_width."
         )
-    if model.attention != "gqa" and model.num_kv_heads not in (0, num_kv_heads(config)):
-        raise ConfigError(
-            f"--model.num_kv_heads={model.num_kv_heads} contradicts --model.attention={model.attention}, which has "
-            f"{num_kv_heads(config)}: set --model.num_kv_heads=0, or use --model.attention=gqa."
-        )
     if model.num_heads % num_kv_heads(config):
         raise ConfigError(
             f"--model.num_heads={model.num_heads} is not a multiple of --model.num_kv_heads={num_kv_heads(config)}."
@@ -163,10 +157,10 @@ def _check_attention_kind(config: Config) -> None:
     """Refuse settings that latent, linear and delta attention have no use for."""
     model = config.model
     if model.attention in ("linear", "delta"):
-        if model.position in ("rope", "alibi", "relative"):
+        if model.position in ("alibi", "relative"):
             raise ConfigError(
                 f"--model.position={model.position} tells distances to keys, and --model.attention={model.attention} "
-                f"keeps none: use --model.position=none, learned or sinusoidal."
+                f"keeps none: use --model.position=none, learned or sinusoidal (rope is not applied)."
             )
         defaults = {"window": 0, "attention_softcap": 0.0, "attention_scale": 0.0, "attention_sinks": False}
         useless: dict[str, Any] = {**defaults, "kernel": "auto"}

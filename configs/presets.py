@@ -95,11 +95,11 @@ def coreference() -> Config:
             name="muon", learning_rate=0.02, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
         ),
         train=Train(
-            steps=500,
+            steps=700,
             batch_size=32,
-            eval_every=250,
-            checkpoint_every=500,
-            sample_every=250,
+            eval_every=350,
+            checkpoint_every=700,
+            sample_every=350,
             sample_prompt="The animal didn't cross the street because it was too <|mask|>.",
         ),
     )

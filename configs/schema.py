@@ -37,11 +37,14 @@ class Model:
     attention: str = setting(
         "gqa",
         "mha gives each query head its own keys and values, gqa shares them in a group, mqa among all; latent keeps "
-        "one small vector per token (DeepSeek's MLA); linear and delta keep a state of fixed size instead.",
+        "one small vector per token (DeepSeek's MLA); linear and delta keep a state of fixed size "
+        "instead, which knows the order by itself: rope is not applied.",
         ("mha", "gqa", "mqa", "latent", "linear", "delta"),
     )
     num_kv_heads: int = setting(
-        0, "Number of key/value heads K for gqa; 0 is a quarter of num_heads, or the next smaller divisor.", at_least=0
+        0,
+        "Key/value heads K for gqa, no other kind; 0 is a quarter of num_heads, or the next smaller divisor.",
+        at_least=0,
     )
     head_width: int = setting(0, "Width H of one head; 0 is width / num_heads.", at_least=0)
     latent_width: int = setting(

@@ -143,7 +143,8 @@ def read(
 ) -> jax.Array:
     """The average of the values that each query may see, by the kernel of the config, [B,T,N,H of the values].
 
-    Scores are multiplied by `scale`, by default as the config says. To be called in the compact method of `module`, a layer of attention: its weights and scores are recorded there.
+    Scores are multiplied by `scale`, by default as the config says. To be called in the compact method of `module`,
+    a layer of attention: its weights and scores are recorded there.
     """
     config: Config = module.config  # type: ignore[attr-defined]
     model = config.model

@@ -3,7 +3,8 @@
 The equations, the parameters and their names are those of Flax's `nn.OptimizedLSTMCell`; see `Recurrence` for why its
 loop over time is written here.
 
-Shapes: B batch, T length, D width of the input, H width of the state, G = 4H the four gates side by side, V vocabulary, L layers.
+Shapes: B batch, T length, D width of the input, H width of the state, G = 4H the gates side by side, V vocabulary,
+L layers.
 """
 
 from __future__ import annotations

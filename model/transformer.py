@@ -18,7 +18,7 @@ from configs.convert import has_final_norm, layer_windows, max_length
 from configs.schema import Config
 from model import masks, positions
 from model.attention import Attention, CrossAttention, Places
-from model.experts import Experts
+from model.experts import LOSSES, Experts
 from model.latent import LatentAttention
 from model.layers import Dropout, FeedForward, Linear, Norm
 from model.lens.places import EDITS, INTERMEDIATES, tap
@@ -37,7 +37,6 @@ ATTENTION: dict[str, Any] = {
     "linear": LinearAttention,
     "delta": DeltaAttention,
 }
-LOSSES = "losses"  # What layers add to the objective: see model/experts.py.
 
 
 class Block(nn.Module):

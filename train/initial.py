@@ -30,7 +30,7 @@ def adopt(config: Config, init_from: str) -> Config:
     Raises:
       CheckpointError: there is no such checkpoint.
     """
-    origin, tokenizer = described(init_from)
+    origin, _ = described(init_from)
     kept = {name: getattr(config.model, name) for name in OF_THE_RUN}
     model = dataclasses.replace(origin.model, **kept)
     if _becomes_encoder(origin, config):

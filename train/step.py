@@ -15,9 +15,9 @@ from jax import lax
 
 from configs.schema import Config
 from model import Source
+from model.experts import LOSSES
 from model.lora import is_trained
 from model.sharding import init_params, param_shardings
-from model.transformer import LOSSES
 from train.loss import Loss, cross_entropy
 from train.optimizer import schedule
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from configs import schema
 from configs.convert import override
 from configs.schema import Config
-from model.exchange import families, folder, stream
+from model.exchange import config_json, families, folder, stream
 from model.exchange.source import ExchangeError, Foreign, TensorSource
 from model.sharding import make_mesh
 
@@ -87,9 +87,9 @@ def read_config(spec: str) -> Config:
 
 
 def _config(foreign: Foreign) -> Config:
-    family, _ = families.find_family(foreign.config)
+    family, _ = config_json.find_family(foreign.config)
     names = {families.canonical_name(family, name) for name in foreign.tensors.names()}
-    return families.to_config(foreign.config, names, foreign.name)
+    return config_json.to_config(foreign.config, names, foreign.name)
 
 
 def read(spec: str, mesh: Mesh | None = None, param_dtype: str = "float32") -> Imported:
@@ -101,7 +101,7 @@ def read(spec: str, mesh: Mesh | None = None, param_dtype: str = "float32") -> I
     foreign = open_foreign(spec)
     described = _describe(foreign)
     config = override(described.config, {"model.param_dtype": param_dtype})
-    family, _ = families.find_family(foreign.config)
+    family, _ = config_json.find_family(foreign.config)
     params = stream.load(family, config, foreign.tensors, mesh or make_mesh(schema.Mesh()))
     return dataclasses.replace(described, config=config, params=params)
 
@@ -117,7 +117,7 @@ def describe(spec: str) -> Imported:
 
 def _describe(foreign: Foreign) -> Imported:
     config = _config(foreign)
-    _, fields = families.find_family(foreign.config)
+    _, fields = config_json.find_family(foreign.config)
     ends = fields.get("eos_token_id", foreign.config.get("eos_token_id"))
     start = None
     if config.model.network == "encoder_decoder":
@@ -155,7 +155,7 @@ def write(
     Raises:
       ExchangeError: no kind of network that `transformers` has computes the same; names the settings.
     """
-    kind, fields = families.to_fields(config, family)
+    kind, fields = config_json.to_fields(config, family)
     tensors = stream.unload(kind, config, params)
     where = Path(where)
     where.mkdir(parents=True, exist_ok=True)

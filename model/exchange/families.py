@@ -6,25 +6,20 @@ field, and a table of its tensors. The names of fields are those of `transformer
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import re
-from collections.abc import Collection
 from typing import Any
 
-from configs.convert import check_network, max_length, override
-from configs.schema import Config, ConfigError
+from configs.schema import Config
 from model.exchange import tables
 from model.exchange.rope import phi3_rope, rope
 from model.exchange.settings import (
-    ACTIVATIONS,
     Codec,
     Fields,
     Settings,
     activation,
     always,
-    canonical,
     kv_heads,
     layer_types,
     one_window,
@@ -33,6 +28,7 @@ from model.exchange.settings import (
 )
 from model.exchange.source import ExchangeError
 from model.exchange.tables import Table
+from model.exchange.translators import MARIAN, T5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,101 +130,6 @@ EXPERTS = (
 def _num_experts(fields: Fields) -> Settings:
     """Files of different ages call it differently; old Mixtral files and new Qwen ones have `num_local_experts`."""
     return {"num_experts": fields["num_local_experts"] or fields["num_experts"]}
-
-
-# ----------------------------------------------------------------------------------------- T5
-
-
-def _t5(fields: Fields) -> Settings:
-    kind = fields["feed_forward_proj"]
-    name = kind.removeprefix("gated-")
-    if name == "gelu" and name != kind:
-        name = "gelu_new"  # What was meant from the beginning.
-    if name not in ACTIVATIONS:
-        raise ExchangeError(f"The config.json has feed_forward_proj={kind!r}, whose activation is unknown here.")
-    # Whether the embedding is the output layer too, and whether its logits are scaled, was one field once.
-    scaled = fields["scale_decoder_outputs"]
-    scaled = fields["tie_word_embeddings"] is not False if scaled is None else scaled
-    return {
-        "activation": ACTIVATIONS[name],
-        "gated": name != kind and kind.startswith("gated-"),
-        "num_layers": fields["num_decoder_layers"] or fields["num_layers"],
-        "encoder_layers": fields["num_layers"],
-        "num_kv_heads": fields["num_heads"],
-        "logit_scale": fields["d_model"] ** -0.5 if scaled else 1.0,
-        "tied_embeddings": scaled or "lm_head.weight" not in fields["tensors"],
-    }
-
-
-def _t5_fields(settings: Settings) -> dict[str, Any]:
-    act: str = settings["activation"]
-    name = {"gelu": "gelu_new", "gelu_exact": "gelu"}.get(act, act)
-    if settings["gated"]:
-        name = {"gelu_new": "gated-gelu", "gelu": "gated-gelu_exact"}.get(name, f"gated-{name}")
-    scaled = settings["logit_scale"] != 1
-    return {
-        "feed_forward_proj": name,
-        "num_layers": settings["encoder_layers"],
-        "num_decoder_layers": settings["num_layers"],
-        "scale_decoder_outputs": scaled,
-        "tie_word_embeddings": settings["tied_embeddings"] and scaled,
-    }
-
-
-T5 = (
-    rename(
-        vocab_size="vocab_size", d_model="width", num_heads="num_heads", d_kv="head_width", d_ff="feed_forward_width",
-        layer_norm_epsilon="norm_epsilon", relative_attention_num_buckets="relative_buckets",
-        relative_attention_max_distance="relative_distance",
-    ),
-    Codec(_t5, _t5_fields),
-    always(network="encoder_decoder", position="relative", norm="rms", attention="gqa", attention_scale=1.0),
-)  # fmt: skip
-
-# ----------------------------------------------------------------------------------------- Marian
-
-
-def _marian(fields: Fields) -> Settings:
-    for name in ("attention_heads", "ffn_dim"):
-        if fields[f"encoder_{name}"] != fields[f"decoder_{name}"]:
-            raise ExchangeError(
-                f"The config.json has encoder_{name}={fields[f'encoder_{name}']} and decoder_{name}="
-                f"{fields[f'decoder_{name}']}; here both have to be the same."
-            )
-    if fields["decoder_vocab_size"] not in (None, fields["vocab_size"]):
-        raise ExchangeError(
-            f"The config.json has decoder_vocab_size={fields['decoder_vocab_size']} and vocab_size="
-            f"{fields['vocab_size']}; here one vocabulary serves both languages."
-        )
-    return {"num_kv_heads": fields["decoder_attention_heads"], "attention": "gqa"}
-
-
-MARIAN = (
-    rename(
-        vocab_size="vocab_size", d_model="width", encoder_layers="encoder_layers", decoder_layers="num_layers",
-        decoder_attention_heads="num_heads", decoder_ffn_dim="feed_forward_width", scale_embedding="scale_embeddings",
-    ),
-    LENGTH,
-    activation("activation_function", {"gelu": "gelu_new"}),
-    Codec(
-        _marian,
-        lambda settings: {
-            "encoder_attention_heads": settings["num_heads"],
-            "encoder_ffn_dim": settings["feed_forward_width"],
-            "decoder_vocab_size": settings["vocab_size"],
-        },
-    ),
-    only(
-        share_encoder_decoder_embeddings=True, tie_word_embeddings=True, static_position_embeddings=True,
-        normalize_before=False, normalize_embedding=False, add_final_layer_norm=False,
-    ),
-    always(
-        network="encoder_decoder", position="sinusoidal", norm="layer", norm_position="post", gated=False, biases=True,
-        output_bias=True, tied_embeddings=True, norm_epsilon=1e-5,
-    ),
-)  # fmt: skip
-
-# ----------------------------------------------------------------------------------------- GPT-2
 
 
 def _gpt2(fields: Fields) -> Settings:
@@ -357,123 +258,6 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }  # fmt: skip
-WRAPPED = {"gemma3": "gemma3_text"}  # Kinds that see pictures too: their text network is another kind's.
-
-
-def find_family(config: Fields) -> tuple[Family, dict[str, Any]]:
-    """The family of a config.json, and the fields of its text network.
-
-    Raises:
-      ExchangeError: a kind of network that is not known, or numbers that are quantized.
-    """
-    kind = config.get("model_type")
-    if kind in WRAPPED:
-        config = {**config.get("text_config", {}), "model_type": WRAPPED[kind]}
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        raise ExchangeError(
-            f"The config.json has model_type={kind!r}, which is not known here. Known are: "
-            f"{', '.join(sorted((*FAMILIES, *WRAPPED)))}."
-        )
-    if config.get("quantization_config"):
-        raise ExchangeError(
-            "The config.json has a quantization_config; only weights in float32, float16 and bfloat16 are read "
-            "(and quantized ones from GGUF files)."
-        )
-    return family, dict(config)
-
-
-def to_config(config: Fields, tensors: Collection[str], name: str = "imported") -> Config:
-    """The config of ours that computes what the network of a config.json computes.
-
-    Args:
-      config: the fields of a config.json.
-      tensors: the names of all tensors, which tell for T5 whether its embeddings are tied.
-      name: of the config.
-
-    Raises:
-      ExchangeError: a kind of network, or a value of a field, that is not known here; names it.
-    """
-    family, given = find_family(config)
-    return _read(family, {**given, "tensors": tensors}, name)
-
-
-def _read(family: Family, given: Fields, name: str) -> Config:
-    fields = collections.ChainMap(dict(given), family.defaults, SHARED)
-    settings: Settings = {}
-    try:
-        for codec in family.codecs:
-            settings |= codec.read(fields)
-    except KeyError as error:
-        raise ExchangeError(f"The config.json of a {family.model_type} network has no field {error}.") from error
-    vocab_size = settings.pop("vocab_size")
-    config = override(Config(), {f"model.{setting}": value for setting, value in settings.items()})
-    length = min(config.data.length, config.model.max_length or config.data.length)
-    flags = {"name": name, "tokenizer.source": "checkpoint", "tokenizer.vocab_size": vocab_size, "data.length": length}
-    try:
-        return check_network(override(config, flags))
-    except ConfigError as error:
-        raise ExchangeError(f"The config.json describes a network that cannot be built here: {error}") from error
-
-
-def to_fields(config: Config, model_type: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """The family that can hold the network of `config` (or the one that is asked for), and its config.json.
-
-    Raises:
-      ExchangeError: no family computes the same; names the settings in which the nearest differs.
-    """
-    if model_type is not None and model_type not in FAMILIES:
-        raise ExchangeError(f"There is no family {model_type}; known are {', '.join(FAMILIES)}.")
-    if config.model.lora_rank:
-        raise ExchangeError(
-            f"--model.lora_rank={config.model.lora_rank}: what is trained beside the weights has to be merged into "
-            f"them before they are written."
-        )
-    tried: list[tuple[int, str]] = []
-    for family in [FAMILIES[model_type]] if model_type else FAMILIES.values():
-        fields = _fields(family, config)
-        wrong = _differences(family, fields, config)
-        if not wrong:
-            return family, fields
-        tried.append((len(wrong), f"{family.model_type}, which has {'; '.join(wrong)}"))
-    raise ExchangeError(
-        f"No kind of network that transformers knows computes what this one does. The nearest is {min(tried)[1]}."
-    )
-
-
-def _fields(family: Family, config: Config) -> dict[str, Any]:
-    settings = canonical(config) | {"max_length": max_length(config), "router_balance": config.model.router_balance}
-    fields: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-    for codec in family.codecs:
-        try:
-            fields |= codec.write(settings)
-        except KeyError:  # A setting that this network does not have: `_differences` will name it.
-            continue
-    fields["torch_dtype"] = config.model.param_dtype
-    fields["is_encoder_decoder"] = config.model.network == "encoder_decoder"
-    return fields
-
-
-def _differences(family: Family, fields: dict[str, Any], config: Config) -> list[str]:
-    """The settings in which the network of `fields` is another than that of `config`."""
-    tensors = () if config.model.tied_embeddings else ("lm_head.weight",)
-    try:
-        theirs = canonical(_read(family, {**fields, "tensors": tensors}, config.name))
-    except (ExchangeError, TypeError) as error:
-        return [str(error)]
-    ours = canonical(config)
-    return [
-        f"{name}={theirs.get(name)!r} where this one has {ours.get(name)!r}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if not _same(ours.get(name), theirs.get(name))
-    ]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal, or numbers that differ by rounding alone."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return one == other
 
 
 def canonical_name(family: Family, name: str) -> str:

@@ -18,9 +18,9 @@ import numpy as np
 
 from configs.convert import check_length, longest_text
 from configs.schema import Config
-from model.source import Source
 from model.generate.cache import empty_cache
 from model.generate.choose import Sampling, choose
+from model.source import Source
 
 CHUNK = 16  # Tokens per call of the compiled loop: a trade between smooth streaming and few calls.
 BUCKET = 32  # Prompts and caches are padded to multiples of this, so that few shapes are compiled.

@@ -29,8 +29,8 @@ from configs import schema
 from configs.convert import leaves, override, translates
 from configs.schema import Config
 from model import Source, build
+from model.experts import LOSSES
 from model.sharding import make_mesh, parameter_shapes
-from model.transformer import LOSSES
 from train.data.pipeline import held_out_batches, train_batches
 from train.data.sections import DataError, Section
 from train.data.sources import open_corpus

@@ -68,11 +68,11 @@ def test_padding_and_packing_change_nothing(settings):
     np.testing.assert_allclose(together, jnp.stack(alone), atol=2e-5)
 
     lengths, T = [len(source) for source in SOURCES], len(TARGETS[0])
-    tokens_1S = jnp.array([[*sum(SOURCES, []), 0]], jnp.int32)
-    positions_1S = jnp.array([[*sum((list(range(length)) for length in lengths), []), 0]], jnp.int32)
+    tokens_1S = jnp.array([[*np.concatenate(SOURCES), 0]], jnp.int32)
+    positions_1S = jnp.array([[*np.concatenate([np.arange(length) for length in lengths]), 0]], jnp.int32)
     segments_1S = jnp.array([[*np.repeat([1, 2, 3], lengths), 0]], jnp.int32)
     packed = module.apply(
-        variables, jnp.array([sum(TARGETS, [])], jnp.int32), jnp.tile(jnp.arange(T), 3)[None],
+        variables, jnp.array(TARGETS, jnp.int32).reshape(1, -1), jnp.tile(jnp.arange(T), 3)[None],
         jnp.array([np.repeat([1, 2, 3], T)], jnp.int32), source=Source(tokens_1S, positions_1S, segments_1S),
     )  # fmt: skip
     np.testing.assert_allclose(packed[0], jnp.concatenate(alone), atol=2e-5)

@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import compare as parity  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 
-from benchmarks import parity  # noqa: E402
 from configs import schema  # noqa: E402
 from model import build, exchange  # noqa: E402
 from model.exchange import families, stream  # noqa: E402

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
-from benchmarks import parity  # noqa: E402
+import compare as parity  # noqa: E402
+
 from model import exchange  # noqa: E402
 from train.data.tokenizer import Tokenizer  # noqa: E402
 

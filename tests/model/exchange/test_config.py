@@ -7,7 +7,8 @@ from folders import LLAMA
 
 from configs.convert import layer_windows
 from model.exchange import ExchangeError
-from model.exchange.families import FAMILIES, to_config
+from model.exchange.config_json import to_config
+from model.exchange.families import FAMILIES
 
 
 def model_of(fields, tensors=()):

@@ -14,7 +14,7 @@ from folders import LLAMA, llama_tensors, write_folder
 from configs import schema
 from configs.convert import override
 from model import build, exchange
-from model.exchange import families
+from model.exchange import config_json
 from model.sharding import make_mesh, param_shardings
 
 
@@ -176,7 +176,7 @@ def test_a_family_is_found_by_what_the_network_computes(folder, tmp_path):
         ({"rope_fraction": 2 / 3}, "phi3"),
     ):
         config = override(imported.config, {f"model.{name}": value for name, value in settings.items()})
-        assert families.to_fields(config)[0].model_type == kind
+        assert config_json.to_fields(config)[0].model_type == kind
 
 
 def test_the_hub_without_a_network_says_what_to_do(monkeypatch):

@@ -2,7 +2,7 @@
 
 Needs torch and transformers (`pip install .[parity]`). The networks are small and random, of odd shapes.
 
-    python -m benchmarks.parity                 prints the table of docs/models.md
+    python -m tests.parity.compare                 prints the table of docs/models.md
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class Figures:
 
 def make(case: Case, seed: int = 0) -> Any:
     """The network in torch, with weights as large as those of a trained one, so that a wrong term shows."""
-    import torch  # type: ignore[import-not-found]
-    import transformers  # type: ignore[import-not-found]
+    import torch
+    import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -173,7 +173,7 @@ def texts(config: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def their_logits(network: Any, tokens_BT: np.ndarray, real_BT: np.ndarray) -> np.ndarray:
     """Logits [B,T,V] float32 of a network in torch; a translator reads the same tokens as source and as target."""
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     tokens, real = torch.tensor(tokens_BT, dtype=torch.long), torch.tensor(real_BT, dtype=torch.long)
     more = {}
@@ -199,7 +199,7 @@ def our_logits(imported: exchange.Imported, tokens_BT: np.ndarray, real_BT: np.n
 
 def greedy(network: Any, imported: exchange.Imported, tokens_T: np.ndarray) -> tuple[list[int], list[int]]:
     """NEW_TOKENS tokens after (or as a translation of) `tokens_T`: those of torch, those of ours."""
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     tokens = torch.tensor(tokens_T[None], dtype=torch.long)
     # Without a cache: T5's has as many layers as the encoder there, and LongRoPE's is wrong beyond the original length.
