@@ -104,9 +104,22 @@ def check_network(config: Config) -> Config:
             raise ConfigError(f"--{name}={value} is not a finite number.")
         if at_least is not None and value < at_least:
             raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
-    _check_attention(config)
-    _check_attention_kind(config)
+    if is_recurrent(config):
+        _check_recurrent(config)
+    else:
+        _check_attention(config)
+        _check_attention_kind(config)
     return config
+
+
+def _check_recurrent(config: Config) -> None:
+    """What an LSTM needs; settings of attention are left unused, so that `--model.network=lstm` fits any preset."""
+    model = config.model
+    if model.network == "lstm_encoder_decoder" and model.width % 2:
+        raise ConfigError(
+            f"--model.width={model.width} is odd: half of it reads the source forwards and half backwards."
+        )
+    _check_shares(config)
 
 
 def _check_attention(config: Config) -> None:
@@ -137,6 +150,7 @@ def _check_attention(config: Config) -> None:
             f"--model.attention={model.attention} keeps a state of what came before, which --model.network="
             f"{model.network} has no use for: use --model.network=decoder, or another attention."
         )
+    _check_shares(config)
     if not 0 < model.rope_fraction <= 1:
         raise ConfigError(f"--model.rope_fraction={model.rope_fraction} must be above 0 and at most 1.")
     if 0 < model.num_experts < model.experts_per_token:
@@ -149,6 +163,10 @@ def _check_attention(config: Config) -> None:
             f"--model.lora_targets={model.lora_targets}: there is no linear map {unknown[0]!r}; there are "
             f"{', '.join(LORA_TARGETS)}, and all."
         )
+
+
+def _check_shares(config: Config) -> None:
+    model = config.model
     if model.dropout >= 1:
         raise ConfigError(f"--model.dropout={model.dropout} would drop everything: it must be below 1.")
 

@@ -129,14 +129,27 @@ def translate() -> Config:
             name="muon", learning_rate=0.01, schedule="linear", warmup_steps=50, end_fraction=0.0, weight_decay=0.0
         ),
         train=Train(
-            steps=1200,
+            steps=900,
             batch_size=32,
             label_smoothing=0.1,
-            eval_every=300,
+            eval_every=150,
             checkpoint_every=300,
             sample_every=300,
         ),
     )
+
+
+def lstm() -> Config:
+    """An LSTM with the quickstart's number of parameters, data and optimizer (within 1%)."""
+    base = quickstart()
+    return dataclasses.replace(base, name="lstm", model=Model(network="lstm", num_layers=3, width=240))
+
+
+def translate_lstm() -> Config:
+    """LSTMs with attention (Luong et al. 2015) and the parameters, data and optimizer of `translate` (within 1%)."""
+    base = translate()
+    model = Model(network="lstm_encoder_decoder", num_layers=2, width=388, dropout=0.1)
+    return dataclasses.replace(base, name="translate_lstm", model=model)
 
 
 def experts() -> Config:
@@ -147,13 +160,14 @@ def experts() -> Config:
 
 
 def finetune() -> Config:
-    """Go on from weights that exist, on your text: add `--init_from=smollm2 --data.source=text:'notes/*.txt'`.
+    """Go on from weights that exist, on your text: add `--data.source=text:'notes/*.txt'`.
 
-    Network and tokenizer are the checkpoint's. `--model.lora_rank=8 --optimizer.learning_rate=1e-3` trains small
-    matrices beside the frozen ones instead.
+    Network and tokenizer are those of the checkpoint that `--init_from` names. With `--model.lora_rank=8
+    --optimizer.learning_rate=1e-3` small matrices beside the frozen ones are trained instead.
     """
     return Config(
         name="finetune",
+        init_from="smollm2",
         tokenizer=Tokenizer(source="checkpoint"),
         data=Data(length=256),
         optimizer=Optimizer(learning_rate=5e-5, warmup_steps=10, weight_decay=0.0),
@@ -222,8 +236,11 @@ def llama3_8b() -> Config:
 
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
-    for preset in (quickstart, smoke, encoder, coreference, translate, experts, finetune, gpt2_small, llama3_8b)
-}
+    for preset in (
+        quickstart, smoke, lstm, experts, encoder, coreference, translate, translate_lstm, finetune, gpt2_small,
+        llama3_8b,
+    )
+}  # fmt: skip
 
 
 def preset(name: str) -> Config:

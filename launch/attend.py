@@ -39,8 +39,8 @@ def define(_: Sequence[str]) -> None:
     flags.DEFINE_boolean(
         "json",
         False,
-        "Print one JSON object with `tokens` and `weights[layer][head][query][key]` instead; of a translation, `source`, "
-        "`read` and `written`, and the weights `alignment`, `encoder` and `decoder`.",
+        "Print one JSON object with `tokens` and `weights[layer][head][query][key]` instead; of a translation, "
+        "`source`, `read` and `written`, and the weights `alignment`, `encoder` and `decoder`.",
     )
 
 

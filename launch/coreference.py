@@ -47,6 +47,7 @@ def run() -> None:
     from train.pronouns import check_can_read, held_out, patched, story
 
     names = {"checkpoint": FLAGS.checkpoint} | ({"twin": FLAGS.twin} if FLAGS.twin else {})
+    check_trained(names)
     networks = {name: restore_params(spec) for name, spec in names.items()}
     for name, restored in networks.items():
         check_can_read(restored, f"--{name}={names[name]}")
@@ -58,6 +59,20 @@ def run() -> None:
         print(json.dumps({**numbers.pop("checkpoint"), "patched": patched_LT.tolist(), **numbers}))
         return
     _write(networks, readings, scores, patched_LT)
+
+
+def check_trained(names: dict[str, str]) -> None:
+    """Raises ConfigError with the command that trains what is not there, of --checkpoint and --twin."""
+    from configs.schema import ConfigError
+
+    for name, spec in names.items():
+        folder = spec.partition("@")[0]
+        if not pathlib.Path(folder).exists() and not pathlib.Path(spec).exists():
+            kind = " --model.network=decoder" if name == "twin" else ""
+            without = ", and --twin= does without it" if name == "twin" else ""
+            raise ConfigError(
+                f"--{name}={spec}: there is no such run; `{TRAIN}{kind} --run={folder}` trains it{without}."
+            )
 
 
 def _numbers(readings: Sequence[Reading], score: HeldOut) -> dict[str, Any]:

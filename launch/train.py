@@ -73,18 +73,13 @@ def sampler(run: Run) -> Any:
     from model import build
     from model.generate import Sampling
     from train.filling import fill_in
-    from train.writing import translate, write
+    from train.writing import write
 
     module, config, settings = build(run.config), run.config, run.config.train
     if translates(config):
-        from launch.look import shown_pair
-
-        pair = shown_pair(run)  # Always the same one, so that what was learnt in between shows.
+        return translation_sampler(run)
 
     def sample(params: Any, step: int) -> dict[str, str]:
-        if translates(config):
-            texts = translate(module, params, run.tokenizer, [pair.source], max_tokens=config.data.length)
-            return {"prompt": pair.source, "text": texts[0], "reference": pair.text}
         if fills_in(config):
             text = fill_in(module, params, run.tokenizer, settings.sample_prompt)
             return {"prompt": f"{settings.sample_prompt}\n", "text": text}
@@ -93,6 +88,21 @@ def sampler(run: Run) -> Any:
             max_tokens=settings.sample_tokens, seeds=[step],
         )  # fmt: skip
         return {"prompt": settings.sample_prompt, "text": samples[0].text}
+
+    return sample
+
+
+def translation_sampler(run: Run) -> Any:
+    """The same for translators: always the same held-out sentence, so that what was learnt in between shows."""
+    from launch.look import shown_pair
+    from model import build
+    from train.writing import translate
+
+    module, pair = build(run.config), shown_pair(run)
+
+    def sample(params: Any, step: int) -> dict[str, str]:
+        (text,) = translate(module, params, run.tokenizer, [pair.source], max_tokens=run.config.data.length)
+        return {"prompt": pair.source, "text": text, "reference": pair.text}
 
     return sample
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import feed_forward_width, latent_width, num_kv_heads, translates
+from configs.convert import feed_forward_width, is_recurrent, latent_width, num_kv_heads, translates
 from configs.schema import Config, ConfigError
 from model.source import Source
 
@@ -131,12 +131,8 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     for what, number, axes in (
         (f"--train.batch_size={config.train.batch_size} / --train.microbatches={config.train.microbatches}: rows", rows,
          RULES["batch"]),
-        (f"--model.num_heads={config.model.num_heads}", config.model.num_heads, ("tensor",)),
-        (f"--model.num_kv_heads: {num_kv_heads(config)}", num_kv_heads(config), ("tensor",)),
-        (f"--model.feed_forward_width: {feed_forward_width(config)}", feed_forward_width(config), ("tensor",)),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
-        (f"--model.num_experts={config.model.num_experts}", config.model.num_experts, ("expert",)),
-        *_latent_widths(config),
+        *(_recurrent_widths(config) if is_recurrent(config) else _widths(config)),
     ):  # fmt: skip
         ways = math.prod(size[axis] for axis in axes)
         if number % ways:
@@ -147,15 +143,29 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
             )
 
 
-def _latent_widths(config: Config) -> list[tuple[str, int, tuple[str, ...]]]:
-    """What latent attention adds to `check_divisible`."""
-    if config.model.attention != "latent":
-        return []
-    narrow = config.model.query_latent_width
-    return [
-        (f"--model.latent_width: {latent_width(config)}", latent_width(config), ("fsdp",)),
-        (f"--model.query_latent_width={narrow}", narrow, ("fsdp",)),
+Shared = tuple[str, int, tuple[str, ...]]  # A setting, its number, and the mesh axes that have to divide it.
+
+
+def _widths(config: Config) -> list[Shared]:
+    """What the mesh shares of a Transformer."""
+    model, heads, hidden = config.model, num_kv_heads(config), feed_forward_width(config)
+    shared: list[Shared] = [
+        (f"--model.num_heads={model.num_heads}", model.num_heads, ("tensor",)),
+        (f"--model.num_kv_heads: {heads}", heads, ("tensor",)),
+        (f"--model.feed_forward_width: {hidden}", hidden, ("tensor",)),
+        (f"--model.num_experts={model.num_experts}", model.num_experts, ("expert",)),
     ]
+    if model.attention == "latent":
+        narrow = model.query_latent_width
+        shared.append((f"--model.latent_width: {latent_width(config)}", latent_width(config), ("fsdp",)))
+        shared.append((f"--model.query_latent_width={narrow}", narrow, ("fsdp",)))
+    return shared
+
+
+def _recurrent_widths(config: Config) -> list[Shared]:
+    """What the mesh shares of an LSTM; each direction of an encoder has half the width."""
+    width, halves = config.model.width, 2 if translates(config) else 1
+    return [(f"--model.width={width} / {halves}", width // halves, (axis,)) for axis in ("fsdp", "tensor")]
 
 
 def partition(*names: str) -> PartitionSpec:

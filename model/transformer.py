@@ -236,7 +236,7 @@ def find_places(
             visible_BTS = visible_BTS & masks.causal(distance_BTS)
     rotation = local_rotation = bias_BNTS = source_visible_BTS = None
     if model.position == "rope":
-        rotation = positions.rope_rotation(config, positions_BT)
+        rotation = positions.rope_rotation(config, positions_BT, real_BT=real_BT)
         local_rotation = positions.rope_rotation(config, positions_BT, local=True) if model.rope_local_base else None
     elif model.position == "alibi":
         slopes_1N11 = jnp.asarray(positions.alibi_slopes(model.num_heads))[None, :, None, None]

@@ -22,8 +22,7 @@ from model.lens.places import INTERMEDIATES
 from model.lens.record import record
 from model.lens.rollout import rollout
 from train.checkpoint import Restored
-from train.data.coreference import OBJECTS, OF_OBJECTS, OF_SUBJECTS, STORY, SUBJECTS, open_coreference
-from train.data.sections import Section
+from train.data.coreference import STORY, Sentence, held_out_sentences
 from train.data.tokenizer import Tokenizer
 
 PRONOUN = " it"
@@ -110,12 +109,12 @@ def patched(restored: Restored) -> np.ndarray:
 
 def held_out(restored: Restored) -> HeldOut:
     """How the network does on all held-out sentences."""
-    sections = list(open_coreference(restored.config.data).held_out)
-    chunks = [_judged(restored, sections[start : start + CHUNK]) for start in range(0, len(sections), CHUNK)]
+    sentences = held_out_sentences(restored.config.data)
+    chunks = [_judged(restored, sentences[start : start + CHUNK]) for start in range(0, len(sentences), CHUNK)]
     probability_B, other_B, draws_B = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     return HeldOut(
-        pairs=len(sections) // (len(OF_SUBJECTS) + len(OF_OBJECTS)),
-        sentences=len(sections),
+        pairs=len({(sentence.subject, sentence.object) for sentence, _ in sentences}),
+        sentences=len(sentences),
         probability=float(probability_B.mean(dtype=np.float64)),
         lowest=float(probability_B.min()),
         right=float((probability_B > other_B).mean()),
@@ -123,24 +122,20 @@ def held_out(restored: Restored) -> HeldOut:
     )
 
 
-def _judged(restored: Restored, sections: Sequence[Section]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judged(restored: Restored, sentences: Sequence[tuple[Sentence, str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probability of the right noun and of the other, and whether *it* draws more from the right one, each [B]."""
     tokenizer = restored.tokenizer
-    read = [_ids(tokenizer, section.source) for section in sections]
-    longest = max(len(ids) for ids, _ in read)
-    tokens_BT, segments_BT = np.zeros((2, len(read), longest), np.int32)
+    read = [_ids(tokenizer, sentence.text(adjective)) for sentence, adjective in sentences]
+    tokens_BT, segments_BT = np.zeros((2, len(read), max(len(ids) for ids, _ in read)), np.int32)
     for row, (ids, _) in enumerate(read):
         tokens_BT[row, : len(ids)], segments_BT[row, : len(ids)] = ids, 1
     at_B, rows_B = np.array([at for _, at in read]), np.arange(len(read))
-    meant_B = np.array([tokenizer.prompt(section.text)[at] for section, at in zip(sections, at_B, strict=True)])
-    nouns_V2 = np.zeros((tokenizer.size, 2), bool)
-    for side, nouns in enumerate((SUBJECTS, OBJECTS)):
-        nouns_V2[[_word(tokenizer, f" {noun}") for noun in nouns], side] = True
-    places_B2 = nouns_V2[tokens_BT].argmax(axis=1)
-    right_B2 = tokens_BT[rows_B[:, None], places_B2] == meant_B[:, None]
+    nouns_B2 = np.array([[_word(tokenizer, f" {noun}") for noun in (s.subject, s.object)] for s, _ in sentences])
+    places_B2 = (tokens_BT[:, None] == nouns_B2[..., None]).argmax(axis=-1)
+    right_B2 = np.array([[s.referent(a) == noun for noun in (s.subject, s.object)] for s, a in sentences])
 
     probability_BV, shares_BS = _at(build(restored.config), restored.params, tokens_BT, segments_BT, at_B)
-    probability_B2 = np.asarray(probability_BV)[rows_B[:, None], tokens_BT[rows_B[:, None], places_B2]]
+    probability_B2 = np.asarray(probability_BV)[rows_B[:, None], nouns_B2]
     shares_B2 = np.asarray(shares_BS)[rows_B[:, None], places_B2]
     draws_B = shares_B2[right_B2] > shares_B2[~right_B2]
     return probability_B2[right_B2], probability_B2[~right_B2], draws_B
@@ -153,8 +148,8 @@ def _at(
     """Probabilities [B,V] at the token `at_B` of each row, and the shares [B,S] of what stands there."""
     logits_BTV, variables = module.apply({"params": params}, tokens_BT, None, segments_BT, mutable=[INTERMEDIATES])
     rows_B = jnp.arange(len(tokens_BT))
-    weights_LBNTS = flatten_dict(variables[INTERMEDIATES], sep="/")[WEIGHTS]
-    return jax.nn.softmax(logits_BTV[rows_B, at_B]), rollout(weights_LBNTS)[rows_B, at_B]
+    places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
+    return jax.nn.softmax(logits_BTV[rows_B, at_B]), rollout(places[WEIGHTS])[rows_B, at_B]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:

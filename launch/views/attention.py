@@ -138,7 +138,7 @@ def linked_png(seen: Seen, picked: tuple[int, int], looking: int, *, title: str,
 
 
 def check(seen: Seen, sinks: bool = False) -> None:
-    """Raises ValueError unless the weights are those of attention between the tokens; `sinks` as in `attention_page`."""
+    """Raises ValueError unless these are weights of attention between the tokens; `sinks` as in `attention_page`."""
     weights_LNTS, shape, lengths = seen.weights_LNTS, seen.weights_LNTS.shape, (len(seen.queries), len(seen.keys))
     if len(shape) != 4 or shape[2:] != lengths or 0 in shape:
         raise ValueError(

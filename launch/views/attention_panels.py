@@ -1,7 +1,8 @@
 """The attention charts: all heads as small pictures, one head as a heat map and as lines between tokens.
 
 Shapes: L layers, N heads, T query length, S key length, C cells: those of the lower triangle where attention is
-causal, all otherwise. The view with lines is that of BertViz (Vig 2019); the hovering and picking are Vega-Lite selections.
+causal, all otherwise. The view with lines is that of BertViz (Vig 2019); the hovering and picking are Vega-Lite
+selections.
 """
 
 from __future__ import annotations
@@ -56,9 +57,8 @@ def linked_panels(seen: Seen, picked: tuple[int, int], looking: int | None = Non
     import altair as alt
 
     layers, heads = seen.weights_LNTS.shape[:2]
-    names: list[int] | list[str] = list(range(heads))
-    if seen.mean:
-        names = [*map(str, range(heads - 1)), "mean"]
+    # Altair sorts numbers, or it sorts strings.
+    names: list[Any] = [*map(str, range(heads - 1)), "mean"] if seen.mean else list(range(heads))
     spec: dict[str, Any] = {
         "$schema": alt.SCHEMA_URL,
         "concat": _panels(seen, names),
@@ -120,7 +120,7 @@ def _selections(picked: tuple[int, int | str], looking: int | None) -> list[dict
     ]
 
 
-def _panels(seen: Seen, names: Sequence[int] | Sequence[str]) -> list[dict[str, Any]]:
+def _panels(seen: Seen, names: list[Any]) -> list[dict[str, Any]]:
     """The grid of heads, the lines and the heat map; `_selections` ties them."""
     import altair as alt
 
@@ -147,13 +147,13 @@ def _panels(seen: Seen, names: Sequence[int] | Sequence[str]) -> list[dict[str, 
     return [_grid(len(seen.weights_LNTS), names), _lines(cells, seen, step), _heat_map(cells, seen, step)]
 
 
-def _grid(layers: int, names: Sequence[int] | Sequence[str]) -> dict[str, Any]:
+def _grid(layers: int, names: list[Any]) -> dict[str, Any]:
     """All heads as small pictures, rows layers, columns heads; a click picks one."""
     import altair as alt
 
     heads = len(names)
     size = max(28, min(64, 384 // heads))
-    head = alt.X("head:O", title="head", sort=list(names), axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
+    head = alt.X("head:O", title="head", sort=names, axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
     layer = alt.Y("layer:O", title="layer", axis=alt.Axis(domain=False, ticks=False))
     base = alt.Chart(alt.NamedData("pictures")).encode(
         x=head.scale(paddingInner=0.12, paddingOuter=0.06), y=layer.scale(paddingInner=0.12, paddingOuter=0.06)

@@ -114,7 +114,8 @@ def _colors(sentence: SentenceView) -> dict[str, str]:
 
 def _places(tokens: Sequence[str]) -> list[tuple[float, float]]:
     """Left and right end of each token in a line of text; the first one is the end of text, drawn as a dot."""
-    letter, x, places = _LETTER * _SIZE, _LEFT + 2.0 * _LETTER * _SIZE, [(_LEFT, _LEFT + _LETTER * _SIZE)]
+    letter = _LETTER * _SIZE
+    x, places = _LEFT + 2 * letter, [(float(_LEFT), _LEFT + letter)]
     for token in tokens[1:]:
         width = len(token) * letter
         places.append((x + letter * token.startswith(" "), x + width))

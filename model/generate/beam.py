@@ -8,6 +8,7 @@ Shapes: B rows, K beams, C candidates, T tokens that can be written, V vocabular
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -151,9 +152,8 @@ def _search(
             newest_BK.reshape(-1, 1), jnp.repeat(state.position_B, beams)[:, None], mutable=["cache"],
         )  # fmt: skip
         logits_BKV = logits_RTV.reshape(B, beams, V)
-        return _choose(
-            state.replace(cache=variables["cache"], logits_BKV=logits_BKV, position_B=state.position_B + 1), limits
-        )
+        after = {"cache": variables["cache"], "logits_BKV": logits_BKV, "position_B": state.position_B + 1}
+        return _choose(dataclasses.replace(state, **after), limits)
 
     state = jax.lax.while_loop(goes_on, read_and_choose, _choose(state, limits))
     return state.done_tokens_BKT, state.done_length_BK, state.done_score_BK
@@ -186,7 +186,8 @@ def _choose(state: Beams, limits: Limits) -> Beams:
     worst_B = done_score_BK[:, -1]  # -inf until there are K texts.
     improves_B = logprob_BK[:, 0] / scale > worst_B
     full_B = jnp.isfinite(worst_B) & limits.early_stopping
-    return state.replace(
+    return dataclasses.replace(
+        state,
         cache=_map_rows(lambda leaf, axis: jnp.take(leaf, rows_R, axis), state.cache, shared=False),
         length=length,
         tokens_BKT=_take(tokens_BCT, going_BK),

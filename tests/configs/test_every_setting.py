@@ -226,7 +226,8 @@ def life(config: Config) -> dict[str, Any]:
         patch.setattr(train.loop, "make_evaluate", lambda *_: evaluate)
         patch.setattr(train.loop, "init_state", start)
         patch.setattr(train.loop, "make_mesh", one_device)
-        trainer = train.loop.Trainer(run, lambda params, step: f"sample {step}", train.loop.Stop())
+        sample = lambda params, step: {"prompt": config.train.sample_prompt, "text": f"sample {step}"}  # noqa: E731
+        trainer = train.loop.Trainer(run, sample, train.loop.Stop())
         try:
             end = str(trainer.go())
         except train.loop.TrainingError:
@@ -291,6 +292,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.rope_fast": [(program, YARN, [8.0, 32.0])],
     "model.rope_attention_factor": [(program, YARN, [0.0, 1.5])],
     "model.rope_factors": [(program, LONG, ["1.5,2", "2,2"])],
+    "model.rope_long_factors": [(program, {**LONG, "data.length": 16}, ["", "1.5,3", "3,3"])],
     "model.relative_buckets": [(program, RELATIVE, [4, 8])],
     "model.relative_distance": [(program, RELATIVE, [20, 40])],
     "model.rope_scaling_factor": [(program, {**SCALED, "model.head_width": 32}, [1.0, 4.0])],

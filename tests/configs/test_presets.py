@@ -7,11 +7,11 @@ import pathlib
 import jax
 import pytest
 
-from configs.convert import check
+from configs.convert import check, source_length, translates
 from configs.flags import to_json
 from configs.presets import PRESETS, preset
 from configs.schema import ConfigError
-from model import build
+from model import Source, build
 from model.sharding import parameter_shapes
 from train.optimizer import make_optimizer
 
@@ -40,9 +40,24 @@ def test_preset_can_be_run(name):
     shapes = parameter_shapes(module)
     rows = config.train.batch_size // config.train.microbatches
     tokens_BT = jax.ShapeDtypeStruct((rows, config.data.length), "int32")
-    logits_BTV = jax.eval_shape(module.apply, {"params": shapes}, tokens_BT, tokens_BT, tokens_BT)
+    source = None
+    if translates(config):
+        sources_BS = jax.ShapeDtypeStruct((rows, source_length(config)), "int32")
+        source = Source(sources_BS, sources_BS, sources_BS)
+    inputs = (tokens_BT, tokens_BT, tokens_BT, None, source)
+    logits_BTV = jax.eval_shape(module.apply, {"params": shapes}, *inputs)
     assert logits_BTV.shape == (rows, config.data.length, config.tokenizer.vocab_size)
     jax.eval_shape(make_optimizer(config, shapes).init, shapes)
+
+
+@pytest.mark.parametrize(("one", "other"), [("quickstart", "lstm"), ("translate", "translate_lstm")])
+def test_recurrent_presets_have_as_many_parameters_as_what_they_are_compared_with(one, other):
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(build(preset(name))))) for name in (one, other)
+    ]
+    assert counts[1] == pytest.approx(counts[0], rel=0.01)
+    for name in ("data", "optimizer", "train", "tokenizer"):
+        assert getattr(preset(one), name) == getattr(preset(other), name)
 
 
 def test_preset_says_what_it_is():

@@ -64,8 +64,9 @@ def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=F
     prompt, going, done = PROMPTS[row], [(0.0, [])], []
     for length in range(1, max_tokens + 1):
         texts = [prompt + written for _, written in going]
-        padded = texts + [[0]] * (beams - len(texts))
-        next_NV = [logprobs_TV[len(text) - 1] for text, logprobs_TV in zip(padded, network.logprobs(row, padded))]
+        padded = texts + [[0]] * (beams - len(texts))  # One shape, compiled once.
+        found_NTV = network.logprobs(row, padded)
+        next_NV = [logprobs_TV[len(text) - 1] for text, logprobs_TV in zip(padded, found_NTV, strict=True)]
         candidates = [
             (logprob + float(next_NV[number][token]), [*written, token])
             for number, (logprob, written) in enumerate(going)

@@ -22,8 +22,8 @@ EVERYTHING = [
     tiny(norm_position="post", attention="mqa", layers="unroll", final_norm="on", lora_rank=2, lora_targets="all"),
     tiny(num_experts=4, biases=True, attention="latent", num_kv_heads=0, query_latent_width=4),
     tiny(attention="delta", position="none", num_kv_heads=0, biases=True),
-    tiny(network="lstm_encoder_decoder", alignment="bahdanau"),
-    tiny(network="lstm_encoder_decoder", alignment="luong"),
+    tiny(network="lstm_encoder_decoder", alignment="bahdanau", biases=True),
+    tiny(network="lstm_encoder_decoder", alignment="luong", biases=True),
     tiny(network="encoder_decoder", position="relative", output_bias=True, biases=True, lora_rank=2),
 ]
 

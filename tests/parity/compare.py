@@ -18,12 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs.convert import override
 from model import build, exchange
 from model.generate.choose import Sampling
 from model.generate.decode import generate
 from model.source import Source
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 NEW_TOKENS = 24
 LENGTHS_B = (28, 19, 9)  # of the texts in the batch; the rest is padding
@@ -143,9 +147,6 @@ class Figures:
 
 def make(case: Case, seed: int = 0) -> Any:
     """The network in torch, with weights as large as those of a trained one, so that a wrong term shows."""
-    import torch
-    import transformers
-
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = getattr(transformers, case.config)(**case.fields)
@@ -173,8 +174,6 @@ def texts(config: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def their_logits(network: Any, tokens_BT: np.ndarray, real_BT: np.ndarray) -> np.ndarray:
     """Logits [B,T,V] float32 of a network in torch; a translator reads the same tokens as source and as target."""
-    import torch
-
     tokens, real = torch.tensor(tokens_BT, dtype=torch.long), torch.tensor(real_BT, dtype=torch.long)
     more = {}
     if network.config.is_encoder_decoder:
@@ -199,8 +198,6 @@ def our_logits(imported: exchange.Imported, tokens_BT: np.ndarray, real_BT: np.n
 
 def greedy(network: Any, imported: exchange.Imported, tokens_T: np.ndarray) -> tuple[list[int], list[int]]:
     """NEW_TOKENS tokens after (or as a translation of) `tokens_T`: those of torch, those of ours."""
-    import torch
-
     tokens = torch.tensor(tokens_T[None], dtype=torch.long)
     # Without a cache: T5's has as many layers as the encoder there, and LongRoPE's is wrong beyond the original length.
     generation = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "use_cache": False}

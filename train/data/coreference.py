@@ -8,6 +8,7 @@ meant in the place of *it*. To fill in the reading, a network has to resolve the
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from configs import schema
@@ -51,7 +52,7 @@ class Sentence:
 
     def text(self, adjective: str) -> str:
         """What is read."""
-        return self.frame.format(verb=self.verb, subject=self.subject, object=self.object, adjective=adjective)
+        return self.frame.format(**dataclasses.asdict(self), adjective=adjective)
 
     def referent(self, adjective: str) -> str:
         """The noun that *it* stands for if the sentence ends with that word."""
@@ -77,21 +78,33 @@ def open_coreference(config: schema.Data) -> Corpus:
     Raises:
       DataError: the share leaves no pair to train on, or none to be judged on.
     """
-    held_out_steps = round(config.held_out * len(OBJECTS))
-    if not 1 <= held_out_steps < len(OBJECTS):
-        raise DataError(
-            f"--data.held_out={config.held_out} is {held_out_steps} of the {len(OBJECTS)} nouns that each noun meets; "
-            f"at least one must be held out for evaluation, and one trained"
-        )
-    held_out, train = _sections(range(held_out_steps)), _sections(range(held_out_steps, len(OBJECTS)))
+    train, held_out = (
+        [sentence.section(adjective) for sentence, adjective in _sentences(steps)] for steps in _steps(config)
+    )
     description = f"{len(train)} generated sentences whose last word tells what 'it' stands for"
     fingerprint = digest([section.source for sections in (train, held_out) for section in sections])
     return Corpus(train, held_out, fingerprint, description)
 
 
-def _sections(steps: range) -> list[Section]:
-    """The sentences whose object stands so many places behind their subject, with every last word."""
-    sections = []
+def held_out_sentences(config: schema.Data) -> list[tuple[Sentence, str]]:
+    """What the corpus holds out, with the last words; two with the same beginning stand side by side."""
+    return _sentences(_steps(config)[1])
+
+
+def _steps(config: schema.Data) -> tuple[range, range]:
+    """By how many places a subject's object stands behind it: in what is trained, and in what is held out."""
+    held_out = round(config.held_out * len(OBJECTS))
+    if not 1 <= held_out < len(OBJECTS):
+        raise DataError(
+            f"--data.held_out={config.held_out} is {held_out} of the {len(OBJECTS)} nouns that each noun meets; "
+            f"at least one must be held out for evaluation, and one trained"
+        )
+    return range(held_out, len(OBJECTS)), range(held_out)
+
+
+def _sentences(steps: range) -> list[tuple[Sentence, str]]:
+    """All sentences whose object stands so many places behind their subject, with every last word."""
+    sentences = []
     for step in steps:
         for first, subject in enumerate(SUBJECTS):
             second = (first + step) % len(OBJECTS)
@@ -99,5 +112,5 @@ def _sections(steps: range) -> list[Section]:
                 # Any mixture will do in which the frame and the verb tell nothing about the nouns and the last word.
                 frame = FRAMES[(first + second + third) % len(FRAMES)]
                 verb = VERBS[(first + step // 2 + second * first + third) % len(VERBS)]
-                sections += [Sentence(frame, verb, subject, OBJECTS[second]).section(word) for word in words]
-    return sections
+                sentences += [(Sentence(frame, verb, subject, OBJECTS[second]), word) for word in words]
+    return sentences

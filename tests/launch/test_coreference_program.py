@@ -105,8 +105,8 @@ def test_gaps_are_filled_in_by_launch_sample(runs):
     assert re.fullmatch(r"The animal didn't cross the street because it was \w+ tired\.\n", printed)
 
 
-def test_a_run_without_its_twin_is_shown_alone_and_another_kind_of_run_is_refused(runs, tmp_path):
+def test_a_run_is_shown_without_its_twin_if_asked_and_a_missing_one_is_told_how_to_train(runs, tmp_path):
     alone = json.loads(program("coreference", f"--checkpoint={runs['encoder']}", "--twin=", "--json").stdout)
     assert "twin" not in alone
-    missing = program("coreference", f"--checkpoint={runs['encoder']}", f"--twin={tmp_path / 'none'}", status=1)
-    assert "There is no run folder" in missing.stderr
+    missing = program("coreference", f"--checkpoint={runs['encoder']}", f"--twin={tmp_path / 'none'}", status=2)
+    assert f"--model.network=decoder --run={tmp_path / 'none'}` trains it" in missing.stderr

@@ -68,4 +68,4 @@ def test_same_texts_and_scores(networks, penalty, early):
         assert [text.tokens for text in found] == [tokens for tokens, _ in expected]
         np.testing.assert_allclose([text.score for text in found], [score for _, score in expected], atol=1e-4)
         lengths += [len(tokens) for tokens, _ in expected]
-    assert min(lengths) < NEW
+    assert min(lengths) < NEW or penalty == 2  # Which favours the longest.
