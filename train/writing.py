@@ -17,6 +17,7 @@ from configs.convert import translates
 from configs.schema import Config, ConfigError
 from model import Source
 from model.generate import Sampling, beam_search, generate
+from model.generate.decode import bucket
 from train.data.tokenizer import Tokenizer
 
 
@@ -239,7 +240,8 @@ def translate(
     """The translation of each text, by beam search, or with one beam greedily or as `sampling` says.
 
     Args:
-      max_tokens: the most tokens to write for each; no translation gets much more than twice as long as its source.
+      max_tokens: the most tokens to write for each; twice as many as the longest source of a batch has, rounded up to
+        a multiple of 32, are enough.
       sampling: as of `write`; text number n draws with the seed n.
       batch: texts translated at once; with beam search, as many beams.
 
@@ -280,7 +282,8 @@ def translate_each(
         # The last batch is filled up, so that nothing is compiled for its size.
         filled = [*chosen, *[chosen[0]] * (rows - len(chosen))]
         of_batch = [sources[index] for index in filled]
-        room = min(max_tokens, 2 * max(map(len, of_batch)) + 16)
+        # Rounded as sources are padded, so that each length of those is compiled once.
+        room = min(max_tokens, 2 * bucket(max(map(len, of_batch))))
         prompts = [starts[index] for index in filled]
         if beams > 1:
             found = beam_search(

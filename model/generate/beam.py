@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import ConfigError
-from model.generate.decode import BUCKET, prefill, room_for
+from model.generate.decode import bucket, prefill, room_for
 
 # What is known of a source is the same for all beams of a row, so it needs no shuffling.
 SHARED = ("cross_attention", "alignment", "source_segments")
@@ -102,8 +102,7 @@ def beam_search(
     limits = Limits(
         jnp.array(ends, jnp.int32), jnp.int32(max_tokens), jnp.float32(length_penalty), jnp.bool_(early_stopping)
     )
-    room = -(-max_tokens // BUCKET) * BUCKET
-    found = _search(module, beams, room, params, state.cache, state.logits_BV, state.position_B, limits)
+    found = _search(module, beams, bucket(max_tokens), params, state.cache, state.logits_BV, state.position_B, limits)
     tokens_BKT, length_BK, score_BK = map(np.asarray, found)
     return [
         [

@@ -114,16 +114,17 @@ def prefill(
         check_length(module.config, max(map(len, sources)))
         source = Source.of(jnp.asarray(_padded(sources, end)), jnp.array([len(ids) for ids in sources], jnp.int32))
         source_slots = source.tokens_BS.shape[1]
-    cache = empty_cache(module.config, len(prompts), _bucket(int(lengths_B.max()) + max_tokens), source_slots)
+    cache = empty_cache(module.config, len(prompts), bucket(int(lengths_B.max()) + max_tokens), source_slots)
     return _prefill(module, params, cache, _padded(prompts, end), lengths_B, source)
 
 
-def _bucket(length: int) -> int:
+def bucket(length: int) -> int:
+    """`length` rounded up to a size that things are compiled for."""
     return -(-length // BUCKET) * BUCKET
 
 
 def _padded(rows: Sequence[Sequence[int]], end: int) -> np.ndarray:
-    tokens_BT = np.full((len(rows), _bucket(max(map(len, rows)))), end, np.int32)
+    tokens_BT = np.full((len(rows), bucket(max(map(len, rows)))), end, np.int32)
     for tokens_T, row in zip(tokens_BT, rows, strict=True):
         tokens_T[: len(row)] = row
     return tokens_BT

