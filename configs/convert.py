@@ -104,6 +104,8 @@ def check_network(config: Config) -> Config:
             raise ConfigError(f"--{name}={value} is not a finite number.")
         if at_least is not None and value < at_least:
             raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
+    if config.model.dropout >= 1:
+        raise ConfigError(f"--model.dropout={config.model.dropout} would drop everything: it must be below 1.")
     if is_recurrent(config):
         _check_recurrent(config)
     else:
@@ -119,7 +121,6 @@ def _check_recurrent(config: Config) -> None:
         raise ConfigError(
             f"--model.width={model.width} is odd: half of it reads the source forwards and half backwards."
         )
-    _check_shares(config)
 
 
 def _check_attention(config: Config) -> None:
@@ -133,7 +134,8 @@ def _check_attention(config: Config) -> None:
         raise ConfigError(
             f"--model.num_heads={model.num_heads} is not a multiple of --model.num_kv_heads={num_kv_heads(config)}."
         )
-    if model.position == "rope" and head_width(config) % 2:
+    rotates = model.position == "rope" and model.attention in ("mha", "gqa", "mqa")
+    if rotates and head_width(config) % 2:
         raise ConfigError(
             f"The head width {head_width(config)} is odd, and --model.position=rope turns pairs of numbers: "
             f"set an even --model.head_width."
@@ -150,7 +152,6 @@ def _check_attention(config: Config) -> None:
             f"--model.attention={model.attention} keeps a state of what came before, which --model.network="
             f"{model.network} has no use for: use --model.network=decoder, or another attention."
         )
-    _check_shares(config)
     if not 0 < model.rope_fraction <= 1:
         raise ConfigError(f"--model.rope_fraction={model.rope_fraction} must be above 0 and at most 1.")
     if 0 < model.num_experts < model.experts_per_token:
@@ -163,12 +164,6 @@ def _check_attention(config: Config) -> None:
             f"--model.lora_targets={model.lora_targets}: there is no linear map {unknown[0]!r}; there are "
             f"{', '.join(LORA_TARGETS)}, and all."
         )
-
-
-def _check_shares(config: Config) -> None:
-    model = config.model
-    if model.dropout >= 1:
-        raise ConfigError(f"--model.dropout={model.dropout} would drop everything: it must be below 1.")
 
 
 def _check_attention_kind(config: Config) -> None:
@@ -209,10 +204,11 @@ def _check_run(config: Config) -> None:
         )
     if data.held_out >= 1:
         raise ConfigError(f"--data.held_out={data.held_out} leaves nothing to train on: it must be below 1.")
-    if config.model.position == "learned" and max_length(config) < data.length:
+    longest = max(data.length, source_length(config) if translates(config) else 0)
+    if config.model.position == "learned" and max_length(config) < longest:
         raise ConfigError(
-            f"--model.max_length={config.model.max_length} is less than --data.length={data.length}: "
-            f"the position table would end before the text does."
+            f"--model.max_length={config.model.max_length} is less than --data.length={data.length} or "
+            f"--data.source_length={data.source_length}: the position table would end before the text does."
         )
     if data.masked > 1 or (fills_in(config) and data.masked == 0 and data.source != "coreference"):
         raise ConfigError(f"--data.masked={data.masked} must be above 0, so that there is something to learn, up to 1.")
@@ -221,8 +217,11 @@ def _check_run(config: Config) -> None:
             f"--model.network={config.model.network} with --data.languages={data.languages!r}: a network that "
             f"translates needs pairs (such as --data.languages=en-de --data.source=tsv:FILE), and no other reads them."
         )
-    if config.tokenizer.source == "checkpoint" and not config.init_from:
-        raise ConfigError("--tokenizer.source=checkpoint needs the checkpoint: --init_from=...")
+    if (config.tokenizer.source == "checkpoint") != bool(config.init_from):
+        raise ConfigError(
+            f"--tokenizer.source={config.tokenizer.source} with --init_from={config.init_from!r}: a checkpoint comes "
+            f"with its tokenizer, so --tokenizer.source=checkpoint goes with --init_from, and only with it."
+        )
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(optimizer, name) >= 1:
             raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be below 1.")

@@ -27,10 +27,10 @@ class Model:
     network: str = setting(
         "decoder",
         "decoder predicts the next token; encoder reads in both directions and fills in masked tokens; "
-        "encoder_decoder translates; lstm and lstm_encoder_decoder do so with recurrence.",
+        "encoder_decoder translates; lstm and lstm_encoder_decoder are the recurrent decoder and encoder_decoder.",
         ("decoder", "encoder", "encoder_decoder", "lstm", "lstm_encoder_decoder"),
     )
-    num_layers: int = setting(4, "Number of Transformer blocks.", at_least=1)
+    num_layers: int = setting(4, "Number of layers: Transformer blocks or LSTMs.", at_least=1)
     encoder_layers: int = setting(0, "Layers of the encoder in an encoder-decoder; 0 is num_layers.", at_least=0)
     width: int = setting(256, "Model width D: the size of the vector that stands for a token.", at_least=1)
     num_heads: int = setting(8, "Number of attention (query) heads N.", at_least=1)
@@ -143,8 +143,8 @@ class Model:
     experts_per_token: int = setting(2, "Mixture of experts: how many experts each token goes to.", at_least=1)
     expert_capacity: float = setting(
         0.0,
-        "Mixture of experts: an expert takes at most this times its fair share of a row's tokens and the others are "
-        "dropped; 0 drops none.",
+        "Mixture of experts: while training, an expert takes at most this times its fair share of a row's tokens and "
+        "the others are dropped; 0 drops none.",
         at_least=0,
     )
     router_renormalize: bool = setting(
@@ -162,7 +162,9 @@ class Model:
     tied_embeddings: bool = setting(True, "Use the token embedding, transposed, as the output layer.")
     scale_embeddings: bool = setting(False, "Multiply token embeddings by sqrt(width) (Vaswani et al. 2017, Gemma).")
     window: int = setting(
-        0, "Sliding window: a token sees itself and the window-1 before it; 0 sees everything before it.", at_least=0
+        0,
+        "Sliding window: a token sees itself and the window-1 before it (and behind it in an encoder); 0 sees all.",
+        at_least=0,
     )
     window_pattern: str = setting(
         "L", "Which layers have the window, repeated over the layers: L has it (local), G sees everything (global)."

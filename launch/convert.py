@@ -62,13 +62,17 @@ def run() -> None:
     start.prepare_jax()
     import jax
 
+    from configs.convert import translates
     from configs.schema import Mesh
     from model import exchange
     from model.sharding import make_mesh
-    from train.checkpoint import restore_params
+    from train.checkpoint import CheckpointError, restore_params
     from train.run import save_run
 
-    is_run = not exchange.is_foreign(source)
+    try:
+        is_run = not exchange.is_foreign(source)
+    except exchange.ExchangeError as error:
+        raise CheckpointError(f"--from={source}: {error}") from error
     kind = FLAGS.format if FLAGS.format != "auto" else "huggingface" if is_run else "run"
     if is_run and kind == "run":
         raise ConfigError(f"--from={source} is a run already: copy the folder, or use --format=huggingface.")
@@ -83,7 +87,8 @@ def run() -> None:
     if kind == "run":
         print(f'next: uv run -m launch.sample --checkpoint={folder} --prompt="Once upon a time" --table=5')
     else:
-        print(f'next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{folder}")')
+        kind = "AutoModelForSeq2SeqLM" if translates(restored.config) else "AutoModelForCausalLM"
+        print(f'next, in Python: transformers.{kind}.from_pretrained("{folder}")')
 
 
 def write_huggingface(folder: pathlib.Path, restored: Restored) -> None:
@@ -114,6 +119,7 @@ def write_huggingface(folder: pathlib.Path, restored: Restored) -> None:
 @contextmanager
 def made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write to, which becomes `folder` when all went well and else disappears."""
+    folder = folder.resolve()  # `.` has no name.
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:

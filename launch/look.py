@@ -63,7 +63,7 @@ def look_at_translation(
     if target is None:
         chunks = generate(
             module, params, [start], Sampling(temperature=0),
-            max_tokens=max_tokens, seeds=[0], end=tokenizer.end_of_text, sources=sources,
+            max_tokens=max_tokens, seeds=[0], ends=tokenizer.ends, sources=sources,
         )  # fmt: skip
         tokens = np.concatenate([chunk.tokens_BC for chunk in chunks], axis=1)[0].tolist()
         ends = [place for place, token in enumerate(tokens) if token in tokenizer.ends]

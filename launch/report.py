@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,6 +46,8 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
             prompts = [config.train.sample_prompt, held_out_text]
         if config.model.network != "lstm":
             look = look_at(module, params, run.tokenizer, read_ids(run.tokenizer, held_out_text))
+            if look.weights_LNTS.min() < 0:  # Delta attention also takes away: no average, so no picture of one.
+                look = None
     tables = write(
         module, params, run.tokenizer, prompts,
         Sampling(temperature=0), max_tokens=TABLE_TOKENS, seeds=range(len(prompts)), top=5,
@@ -59,7 +62,7 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
         metrics=metrics,
         samples=_lines(run.folder / "samples.jsonl"),
         baselines={} if translations or fills_in(config) else _baselines(run),
-        bits_per_byte=evaluations[-1]["eval/bits_per_byte"],
+        bits_per_byte=evaluations[-1]["eval/bits_per_byte"] if evaluations else math.nan,
         tables=[sample.to_dict() for sample in tables],
         attention_tokens=look.tokens if look else [],
         attention_weights_LNTS=look.weights_LNTS if look else None,
@@ -139,7 +142,7 @@ def _facts(run: Run, metrics: list[dict[str, Any]], num_parameters: int) -> list
             (f"of a training batch's {side} is text, the rest padding", f"{(batch[name] > 0).mean():.1%}")
             for side, name in (("source", "source_segments"), ("target", "segments"))
         ]
-    held_out_share = statistics.mean(padding_efficiency(batch) for batch in held_out)
+    held_out_share = statistics.mean([padding_efficiency(batch) for batch in held_out] or [0.0])
     tokens_per_second = median("train/tokens_per_second")
     tokens = config.train.steps * config.train.batch_size * config.data.length
     seconds = tokens / tokens_per_second if tokens_per_second else 0.0

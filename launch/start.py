@@ -40,7 +40,7 @@ def program(
     before = set(flags.FLAGS)
     try:
         define(argv)
-        if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in argv):
+        if asks_for_help(argv):
             print(_help(name, doc, [flag for flag in flags.FLAGS if flag not in before]), flush=True)
             sys.exit(0)
         rest = flags.FLAGS(list(argv))[1:]
@@ -58,6 +58,11 @@ def program(
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether --help is on the command line."""
+    return any(argument in ("--help", "-help", "-h", "--helpfull") for argument in argv)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -32,7 +32,8 @@ FLAGS = flags.FLAGS
 def define(argv: Sequence[str]) -> None:
     """The flags of this program: the run folder, and every setting of a run."""
     flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
-    config_flags.define(argv, adopt=adopt)
+    asks_for_help = start.asks_for_help(argv)  # Which needs no checkpoint.
+    config_flags.define(argv, adopt=None if asks_for_help else adopt)
 
 
 def adopt(config: Config, init_from: str) -> Config:

@@ -54,7 +54,9 @@ class Experts(nn.Module):
             self.put_variable(LOSSES, "balance", model.router_balance * balance_B)
             self.put_variable(LOSSES, "z", model.router_z_loss * z_B)
         maps = ExpertMaps(config, name="experts")()
-        return mixture(config, maps, x_BTD, weight_BTC.astype(x_BTD.dtype), chosen_BTC)
+        # Only while training, where the losses are asked for: what is written must not depend on a batch's width.
+        limit = model.expert_capacity > 0 and self.is_mutable_collection(LOSSES)
+        return mixture(config, maps, x_BTD, weight_BTC.astype(x_BTD.dtype), chosen_BTC, limit)
 
 
 class Router(nn.Module):
@@ -129,13 +131,17 @@ def router_losses(
     return balance_B, z_B
 
 
-def mixture(config: Config, maps: Maps, x_BTD: jax.Array, weight_BTC: jax.Array, chosen_BTC: jax.Array) -> jax.Array:
+def mixture(
+    config: Config, maps: Maps, x_BTD: jax.Array, weight_BTC: jax.Array, chosen_BTC: jax.Array, limit: bool
+) -> jax.Array:
     """The weighted sum of what each token's experts make of it, [B,T,D]; a choice of E is nobody.
+
+    `limit`: an expert has room for so many tokens of a row only.
 
     On a mesh, each device keeps to its own rows and its own experts, and what its rows need from experts elsewhere
     travels along the axis `expert`.
     """
-    of_rows = partial(limited if config.model.expert_capacity else dropless, config)
+    of_rows = partial(limited if limit else dropless, config)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in RULES["batch"]):
         return of_rows(maps, x_BTD, weight_BTC, chosen_BTC)

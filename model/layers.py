@@ -58,7 +58,7 @@ class Linear(nn.Module):
         """Whether low-rank matrices are trained beside this map's kernel."""
         model = self.config.model
         targets = model.lora_targets.split(",")
-        return model.lora_rank > 0 and "layers" in self.path and (self.name in targets or targets == ["all"])
+        return model.lora_rank > 0 and "layers" in self.path and (self.name in targets or "all" in targets)
 
     def lora(self, x: jax.Array) -> jax.Array:
         """What low-rank adaptation adds (Hu et al. 2021): nothing at first, since its second matrix starts at 0."""

@@ -19,7 +19,7 @@ from flax.linen.recurrent import DenseParams
 
 from configs.schema import Config
 from model.layers import Dropout
-from model.lens.places import INTERMEDIATES, recording, tap
+from model.lens.places import EDITS, INTERMEDIATES, recording, tap
 from model.sharding import constrain
 from model.source import Source
 from model.transformer import REMAT_POLICIES, Embedding, embed, or_default, to_logits
@@ -83,7 +83,7 @@ class Layer(nn.Module):
         """Map [B,T,D] to the hidden states [B,T,D], in the form that `nn.scan` takes (carry, no output)."""
         model = self.config.model
         _, x_BTD = Recurrence(self.config, model.width, name="lstm")(x_BTD, begins_BT, real_BT, start)
-        tap(self, "residual/after", x_BTD)
+        x_BTD = tap(self, "residual/after", x_BTD)
         return Dropout(model.dropout, self.deterministic)(x_BTD, rows_B), None
 
 
@@ -103,7 +103,7 @@ def stacked(layer: Any, config: Config, num_layers: int) -> Any:
         layer = nn.remat(layer, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
     return nn.scan(
         layer,
-        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0},
+        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast, nn.broadcast)),
         length=num_layers,

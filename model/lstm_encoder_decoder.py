@@ -50,7 +50,7 @@ class BothWays(nn.Module):
         forward = Recurrence(self.config, half, name="forward")(x_BSD, ends[0], real_BS)
         backward = Recurrence(self.config, half, reverse=True, name="backward")(x_BSD, ends[1], real_BS)
         cells_BSD, hidden_BSD = (jnp.concatenate(pair, axis=-1) for pair in zip(forward, backward, strict=True))
-        tap(self, "residual/after", hidden_BSD)
+        hidden_BSD = tap(self, "residual/after", hidden_BSD)
         return Dropout(model.dropout, self.deterministic)(hidden_BSD, rows_B), (cells_BSD, hidden_BSD)
 
 

@@ -39,7 +39,7 @@ def _targets_after_ends(sections: Sections, tokenizer: Tokenizer) -> list[np.nda
     """The sections as tokens, each after an end of text."""
     read = list(spread(sections, MAX_BYTES))
     all_tokens = tokenizer.encode_all([section.text for section in read])
-    return [with_ends(tokens, section, tokenizer.end_of_text) for tokens, section in zip(all_tokens, read, strict=True)]
+    return [with_ends(tokens, section, tokenizer) for tokens, section in zip(all_tokens, read, strict=True)]
 
 
 @dataclass(frozen=True)

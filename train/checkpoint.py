@@ -147,19 +147,26 @@ def restore_params(spec: str | Path, mesh: jax.sharding.Mesh | None = None) -> R
     Only the parameters are read, in whatever way the run was spread over devices: onto `mesh`, or without
     one onto all devices, each with a whole copy. Raises CheckpointError if there is no such checkpoint.
     """
-    from model import exchange
     from model.sharding import make_mesh
 
     mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1))
-    return _import(str(spec), mesh) if exchange.is_foreign(str(spec)) else _restore(spec, mesh)
+    return _import(str(spec), mesh) if _is_foreign(spec) else _restore(spec, mesh)
+
+
+def _is_foreign(spec: str | Path) -> bool:
+    from model import exchange
+
+    try:
+        return exchange.is_foreign(str(spec))
+    except exchange.ExchangeError as error:
+        raise CheckpointError(f"{spec}: {error}") from error
 
 
 def described(spec: str | Path) -> tuple[Config, Tokenizer]:
     """Config and tokenizer of the network that `spec` names; reads no weights. Raises CheckpointError."""
-    from model import exchange
     from train.data.tokenizer import Tokenizer
 
-    if exchange.is_foreign(str(spec)):
+    if _is_foreign(spec):
         imported = _import(str(spec), None)
         return imported.config, imported.tokenizer
     _hush()

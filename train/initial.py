@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
+from configs.convert import max_length
 from configs.schema import Config, ConfigError, Tokenizer
 from model import build
 from model.lora import LORA, merged
@@ -16,8 +17,6 @@ from train.checkpoint import described, restore_params
 
 # What an encoder that filled in masked words brings along where it becomes the encoder of a translator.
 OF_AN_ENCODER = ("layers/", "final_norm/", "relative/", "position/")
-
-
 # How a network is computed and trained, which a checkpoint does not settle.
 OF_THE_RUN = ("dropout", "dtype", "param_dtype", "layers", "remat", "kernel", "lora_rank", "lora_alpha", "lora_targets")
 
@@ -25,16 +24,24 @@ OF_THE_RUN = ("dropout", "dtype", "param_dtype", "layers", "remat", "kernel", "l
 def adopt(config: Config, init_from: str) -> Config:
     """`config` for a run that starts from the checkpoint `init_from`: with its network and its tokenizer.
 
-    A translator keeps its own network where the checkpoint is an encoder.
+    A translator stays one where the checkpoint is an encoder, with layers of the encoder's shape.
 
     Raises:
+      ConfigError: the config asks for a network of another kind, such as an encoder, from a decoder's weights.
       CheckpointError: there is no such checkpoint.
     """
     origin, _ = described(init_from)
     kept = {name: getattr(config.model, name) for name in OF_THE_RUN}
-    model = dataclasses.replace(origin.model, **kept)
     if _becomes_encoder(origin, config):
-        model = config.model
+        kept["network"] = config.model.network
+    elif config.model.network not in ("decoder", origin.model.network):
+        raise ConfigError(
+            f"--config={config.name} is a network of the kind {config.model.network}, but --init_from={init_from} has "
+            f"the weights of one of the kind {origin.model.network}: leave out one of the two."
+        )
+    if origin.model.position == "learned":
+        kept["max_length"] = max_length(origin)
+    model = dataclasses.replace(origin.model, **kept)
     vocabulary = Tokenizer(source="checkpoint", vocab_size=origin.tokenizer.vocab_size)
     return dataclasses.replace(config, init_from=init_from, model=model, tokenizer=vocabulary)
 
@@ -56,7 +63,7 @@ def initial_params(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     origin, params = merged(restored.config, restored.params)
     given: dict[str, Any] = flatten_dict(params, sep="/")
     wanted: dict[str, Any] = flatten_dict(parameter_shapes(build(config)), sep="/")
-    needed = [path for path in wanted if path.rpartition("/")[2] not in LORA]
+    needed = wanted
     if _becomes_encoder(origin, config):
         given = {
             f"encoder/{path}" if path.startswith(OF_AN_ENCODER) else path: value
@@ -64,6 +71,7 @@ def initial_params(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
             if path.startswith((*OF_AN_ENCODER, "embedding/"))
         }
         needed = [path for path in wanted if path.startswith(("encoder/", "embedding/"))]
+    needed = [path for path in needed if path.rpartition("/")[2] not in LORA]
     for path in sorted({*needed, *given}):
         here = f"has the shape {wanted[path].shape}" if path in wanted else "does not exist"
         there = f"the shape {given[path].shape}" if path in given else "none"

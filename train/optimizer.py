@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import (
     MuonDimensionNumbers,
     ScheduleFreeState,
@@ -26,6 +27,7 @@ Params = Any  # nested dict of arrays
 # The update of an orthogonalized matrix gets the root mean square that Adam's updates have, so that one
 # learning rate serves both (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
 MUON_RMS = 0.2
+OUTER = "outer"  # What stands in no stack of layers.
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,15 @@ def _only_trained(
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "trained" if is_trained(config, jax.tree_util.keystr(path, simple=True, separator="/")) else "frozen"
 
-    labels = jax.tree_util.tree_map_with_path(label, params_shape)
-    if "trained" not in jax.tree.leaves(labels):
+    trained = {path.split("/")[-2] for path in flatten_dict(params_shape, sep="/") if path.endswith(LORA)}
+    missing = [name for name in config.model.lora_targets.split(",") if name not in trained and name != "all"]
+    if missing or not trained:
         raise ConfigError(
-            f"--model.lora_rank={config.model.lora_rank} has nothing to train: this network has no linear map named in "
-            f"--model.lora_targets={config.model.lora_targets}."
+            f"--model.lora_targets={config.model.lora_targets}: this network has no linear map "
+            f"{' or '.join(missing) or 'at all'} that low-rank matrices can stand beside"
+            + (f"; it has {', '.join(sorted(trained))}." if trained else ", so there is nothing to train.")
         )
+    labels = jax.tree_util.tree_map_with_path(label, params_shape)
     return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels)
 
 
@@ -217,26 +222,26 @@ def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransforma
             layers, rest = x.shape[: this.layer_axes], x.shape[this.layer_axes :]
             return x.reshape((*layers, math.prod(rest[: this.input_axes]), -1))
 
-        tree = jax.tree_util.tree_map_with_path(to_matrix, tree)
-        outer = {name: value for name, value in tree.items() if name != "layers"}
-        return {"outer": outer, "layers": tree.get("layers", {})}
+        parts: dict[str, Params] = {OUTER: {}}
+        for path, value in flatten_dict(jax.tree_util.tree_map_with_path(to_matrix, tree), sep="/").items():
+            stack, inside, _ = path.rpartition("layers/")  # `encoder/layers/...` is a stack of its own.
+            parts.setdefault(f"{stack}layers" if inside else OUTER, {})[path] = value
+        return parts
 
     def init(params: Params) -> Any:
-        parts = split(params)
         return {
-            "outer": inner.init(parts["outer"]),
-            "layers": jax.vmap(inner.init)(parts["layers"]) if parts["layers"] else (),
+            name: (inner.init if name == OUTER else jax.vmap(inner.init))(part) for name, part in split(params).items()
         }
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         parts, weights = split(updates), split(params)
-        merged, new_state = {}, dict(state)
-        outer: Any
-        outer, new_state["outer"] = inner.update(parts["outer"], state["outer"], weights["outer"])
-        merged.update(outer)
-        if parts["layers"]:
-            update_layers = jax.vmap(inner.update)
-            merged["layers"], new_state["layers"] = update_layers(parts["layers"], state["layers"], weights["layers"])
+        merged, new_state = {}, {}
+        for name, part in parts.items():
+            step = inner.update if name == OUTER else jax.vmap(inner.update)
+            changed: Any
+            changed, new_state[name] = step(part, state[name], weights[name])
+            merged.update(changed)
+        merged = unflatten_dict(merged, sep="/")
         return jax.tree.map(lambda x, like: x.reshape(like.shape), merged, updates), new_state
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

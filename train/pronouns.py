@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from configs.convert import is_recurrent
 from configs.schema import ConfigError
 from model import build
 from model.lens.patch import patch_everywhere
@@ -61,6 +62,8 @@ class HeldOut:
 
 def check_can_read(restored: Restored, name: str) -> None:
     """Raises ConfigError unless the run learnt to read pronouns; `name` is how the user called it."""
+    if is_recurrent(restored.config) or restored.config.model.attention in ("linear", "delta"):
+        raise ConfigError(f"{name} has no attention whose weights are an average: there is no rollout to show.")
     source = restored.config.data.source
     if source != "coreference":
         raise ConfigError(

@@ -129,11 +129,10 @@ def write(
       on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
         where a text ends with more than its last token brought.
     """
-    end = tokenizer.end_of_text
     rows = [_Row(prompt, stop, begins=not prompt or translates(module.config)) for prompt in prompts]
     tell = on_token or (lambda row, token, text: None)
     prompt_ids, sources = reads(module.config, tokenizer, prompts)
-    settings = {"max_tokens": max_tokens, "seeds": seeds, "end": end, "top": top, "sources": sources}
+    settings = {"max_tokens": max_tokens, "seeds": seeds, "ends": tokenizer.ends, "top": top, "sources": sources}
     for chunk in generate(module, params, prompt_ids, sampling, **settings):
         for index, row in enumerate(rows):
             for place in range(chunk.tokens_BC.shape[1]):
@@ -144,7 +143,7 @@ def write(
                     *_named(tokenizer, chunk.tokens_BC[index, place], chunk.logprobs_BC[index, place]),
                     top=tuple(Token(*_named(tokenizer, id, logprob)) for id, logprob in likeliest),
                 )
-                tell(index, chosen, row.add(chosen, row.read(tokenizer, chosen.id), chosen.id == end))
+                tell(index, chosen, row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends))
         if all(row.finished for row in rows):
             break
     for index, row in enumerate(rows):
@@ -294,7 +293,7 @@ def translate_each(
         else:
             chunks = generate(
                 module, params, prompts, sampling or Sampling(temperature=0), max_tokens=room, seeds=filled,
-                end=tokenizer.end_of_text, sources=of_batch,
+                ends=tokenizer.ends, sources=of_batch,
             )  # fmt: skip
             written = np.concatenate([chunk.tokens_BC for chunk in chunks], axis=1).tolist()
         for index, tokens in zip(chosen, written, strict=False):

@@ -118,7 +118,7 @@ def describe(spec: str) -> Imported:
 def _describe(foreign: Foreign) -> Imported:
     config = _config(foreign)
     _, fields = config_json.find_family(foreign.config)
-    ends = fields.get("eos_token_id", foreign.config.get("eos_token_id"))
+    ends = foreign.config.get("eos_token_id", fields.get("eos_token_id"))
     start = None
     if config.model.network == "encoder_decoder":
         start = fields.get("decoder_start_token_id")

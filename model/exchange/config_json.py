@@ -62,11 +62,16 @@ def _read(family: Family, given: Fields, name: str) -> Config:
             settings |= codec.read(fields)
     except KeyError as error:
         raise ExchangeError(f"The config.json of a {family.model_type} network has no field {error}.") from error
+    except (AttributeError, TypeError) as error:
+        raise ExchangeError(
+            f"The config.json of a {family.model_type} network has a malformed field: {error}."
+        ) from error
     vocab_size = settings.pop("vocab_size")
-    config = override(Config(), {f"model.{setting}": value for setting, value in settings.items()})
-    length = min(config.data.length, config.model.max_length or config.data.length)
-    flags = {"name": name, "tokenizer.source": "checkpoint", "tokenizer.vocab_size": vocab_size, "data.length": length}
     try:
+        config = override(Config(), {f"model.{setting}": value for setting, value in settings.items()})
+        length = min(config.data.length, config.model.max_length or config.data.length)
+        source = {"tokenizer.source": "checkpoint", "tokenizer.vocab_size": vocab_size}
+        flags = {"name": name, "data.length": length, **source}
         return check_network(override(config, flags))
     except ConfigError as error:
         raise ExchangeError(f"The config.json describes a network that cannot be built here: {error}") from error

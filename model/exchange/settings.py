@@ -62,6 +62,8 @@ def canonical(config: Config) -> Settings:
     settings["final_norm"] = "on" if has_final_norm(config) else "off"
     settings["qkv_biases"] = model.qkv_biases or model.biases
     settings["windows"] = tuple(layer_windows(config, model.num_layers))
+    if model.network == "encoder_decoder":
+        settings["encoder_windows"] = tuple(layer_windows(config, encoder_layers(config)))
     settings["num_kv_heads"] = num_kv_heads(config)
     if model.attention in ("mha", "gqa", "mqa"):
         settings["attention"] = "gqa"

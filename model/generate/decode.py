@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import check_length, longest_text
+from configs.convert import check_length, longest_text, translates
 from configs.schema import Config
 from model.generate.cache import empty_cache
 from model.generate.choose import Sampling, choose
@@ -53,18 +53,18 @@ def generate(
     *,
     max_tokens: int,
     seeds: Sequence[int],
-    end: int,
+    ends: Sequence[int],
     top: int = 0,
     sources: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Chunk]:
-    """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written `end`.
+    """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written one of `ends`.
 
     A text also ends where a learned position table does.
 
     Args:
       prompts: token ids, at least one per row; lengths may differ.
       seeds: one per row; a row's text depends on its own prompt and seed only.
-      end: id of the token that ends a text; a row repeats it once it is done.
+      ends: ids of the tokens that end a text; a row repeats the first of them once it is done.
       top: how many of the likeliest tokens to report at each place.
       sources: token ids of what each row translates, for networks that do.
 
@@ -75,14 +75,15 @@ def generate(
     if not prompts or not min(map(len, prompts)) or (sources is not None and not min(map(len, sources))):
         raise ValueError("A prompt needs at least one token.")
     max_tokens = room_for(module.config, prompts, max_tokens)
-    state = prefill(module, params, prompts, max_tokens, end, sources)
+    state = prefill(module, params, prompts, max_tokens, ends[0], sources)
+    ends_E = jnp.array(ends, jnp.int32)
     keys_B = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
 
     ahead: tuple[State, tuple[jax.Array, ...]] | None = None
     for start in range(0, max_tokens, CHUNK):
-        state, out = ahead or _decode(module, sampling, top, params, state, keys_B, end)
+        state, out = ahead or _decode(module, sampling, top, params, state, keys_B, ends_E)
         # The next chunk is on its way before this one is read, unless this is the last.
-        ahead = _decode(module, sampling, top, params, state, keys_B, end) if start + CHUNK < max_tokens else None
+        ahead = _decode(module, sampling, top, params, state, keys_B, ends_E) if start + CHUNK < max_tokens else None
         yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in out))
         if bool(jnp.all(state.done_B)):
             return
@@ -108,6 +109,10 @@ def prefill(
     Raises:
       ConfigError: a source longer than a learned position table.
     """
+    if translates(module.config) != (sources is not None):
+        raise ValueError(
+            f"A network of the kind {module.config.model.network} takes sources if it translates, only then."
+        )
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     source, source_slots = None, 0
     if sources is not None:
@@ -147,20 +152,21 @@ def _prefill(
 # The state is not donated: the caller still reads `done_B` of the state that the next chunk starts from.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _decode(
-    module: Any, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, end: int
+    module: Any, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, ends_E: jax.Array
 ) -> tuple[State, tuple[jax.Array, ...]]:
     """Choose CHUNK tokens, one after another, each read back into the network."""
 
     def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
         logprobs_BV = jax.nn.log_softmax(state.logits_BV)
         step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.position_B)
-        token_B = jnp.where(state.done_B, end, choose(state.logits_BV, step_keys_B, sampling))
+        token_B = jnp.where(state.done_B, ends_E[0], choose(state.logits_BV, step_keys_B, sampling))
         logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
         top_logprobs_BK, top_tokens_BK = jax.lax.top_k(logprobs_BV, top)
         logits_BTV, variables = module.apply(
             {"params": params, "cache": state.cache}, token_B[:, None], state.position_B[:, None], mutable=["cache"]
         )
-        after = State(variables["cache"], logits_BTV[:, 0], state.position_B + 1, state.done_B | (token_B == end))
+        is_end_B = jnp.any(token_B[:, None] == ends_E[None], axis=-1)
+        after = State(variables["cache"], logits_BTV[:, 0], state.position_B + 1, state.done_B | is_end_B)
         return after, (token_B, logprob_B, top_tokens_BK, top_logprobs_BK)
 
     state, out = jax.lax.scan(one_token, state, length=CHUNK)

@@ -31,7 +31,7 @@ def record(
       KeyError: a place that this network does not have; the message lists those it has.
       ConfigError: a text longer than a learned position table.
     """
-    check_length(module.config, tokens_BT.shape[1])
+    check_length(module.config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
     return _record(module, params, tokens_BT, tuple(what), source)
 
 

@@ -143,7 +143,7 @@ def test_one_beam_is_greedy(network):
     )
     chunks = generate(
         network.module, network.params, PROMPTS, Sampling(temperature=0),
-        max_tokens=14, seeds=[0, 0, 0], end=END, sources=network.sources(),
+        max_tokens=14, seeds=[0, 0, 0], ends=[END], sources=network.sources(),
     )  # fmt: skip
     chunks = list(chunks)
     tokens_BC, logprobs_BC = (np.concatenate([chunk[part] for chunk in chunks], axis=1) for part in (0, 1))

@@ -49,7 +49,7 @@ def test_an_encoder_s_weights_look_ahead_but_not_into_other_texts():
     apply = jax.jit(module.apply)
     packed_BTV = apply({"params": params}, TOKENS_BT, positions_BT, segments_BT)
     alone_BTV = apply({"params": params}, TOKENS_BT[:, 4:7])
-    np.testing.assert_allclose(packed_BTV[:, 4:7], alone_BTV, atol=1e-5)
+    np.testing.assert_allclose(packed_BTV[:, 4:7], alone_BTV, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_greedy_text_is_that_of_the_full_pass_and_no_row_depends_on_its_neighbou
         chunk.tokens_BC
         for chunk in generate(
             module, variables["params"], [[1]] * len(rows), Sampling(temperature=0), max_tokens=9,
-            seeds=[0] * len(rows), end=99, sources=rows,
+            seeds=[0] * len(rows), ends=[99], sources=rows,
         )
     ], axis=1)  # fmt: skip
     together = run(SOURCES)

@@ -33,7 +33,7 @@ PLAIN = Sampling(temperature=4)  # At 1 these networks are so sure that every te
 
 def run(module, params, prompts=PROMPTS, seeds=(5, 6, 7), sampling=PLAIN, max_tokens=NEW, end=NEVER, top=0):
     """All chunks of a text as one, and how many there were."""
-    settings = {"max_tokens": max_tokens, "seeds": seeds, "end": end, "top": top}
+    settings = {"max_tokens": max_tokens, "seeds": seeds, "ends": [end], "top": top}
     chunks = list(generate(module, params, prompts, sampling, **settings))
     return Chunk(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True))), len(chunks)
 
@@ -141,4 +141,4 @@ def test_a_text_ends_where_a_learned_position_table_does_and_a_longer_prompt_is_
     written, _ = run(module, params, max_tokens=NEW)
     assert written.tokens_BC.shape[1] == 16 - max(map(len, PROMPTS))
     with pytest.raises(ConfigError, match=r"17 tokens.*16 rows"):
-        next(generate(module, params, [[1] * 17], PLAIN, max_tokens=8, seeds=[0], end=NEVER))
+        next(generate(module, params, [[1] * 17], PLAIN, max_tokens=8, seeds=[0], ends=[NEVER]))

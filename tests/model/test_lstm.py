@@ -171,7 +171,7 @@ def test_decoding_from_the_cache_is_the_full_pass(name):
     module, params = network(name)
     prompts = [random_tokens(length, seed=length).tolist() for length in (2, 7, 4)]
     sources = None if name == "lstm" else [[5, 6, 7, 8, 1], [4, 3], [9, 10, 11, 12, 13, 14, 15]]
-    settings = {"max_tokens": 6, "seeds": [0, 1, 2], "end": VOCABULARY + 1, "top": VOCABULARY, "sources": sources}
+    settings = {"max_tokens": 6, "seeds": [0, 1, 2], "ends": [VOCABULARY + 1], "top": VOCABULARY, "sources": sources}
     (written,) = generate(module, params, prompts, Sampling(), **settings)
     texts = [[*prompt, *new] for prompt, new in zip(prompts, written.tokens_BC.tolist(), strict=True)]
     padded = lambda rows: jnp.array([[*row, *[0] * (13 - len(row))] for row in rows], jnp.int32)  # noqa: E731

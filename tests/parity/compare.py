@@ -209,7 +209,7 @@ def greedy(network: Any, imported: exchange.Imported, tokens_T: np.ndarray) -> t
         prompt, sources = [imported.start], [prompt]
     module, sampling = build(imported.config), Sampling(temperature=0.0)
     chunks = generate(
-        module, imported.params, [prompt], sampling, max_tokens=NEW_TOKENS, seeds=[0], end=-1, sources=sources
+        module, imported.params, [prompt], sampling, max_tokens=NEW_TOKENS, seeds=[0], ends=[-1], sources=sources
     )
     return theirs, [int(token) for chunk in chunks for token in chunk.tokens_BC[0]]
 

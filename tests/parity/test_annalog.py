@@ -143,7 +143,7 @@ def test_greedy_output_is_the_same(ours, theirs):
     assert all(len(written) > 5 and written[-1] == END for written in expected), "the test must see whole molecules"
     chunks = generate(
         module, params, [[START]] * len(rows), Sampling(temperature=0), max_tokens=MOST - 1, seeds=range(len(rows)),
-        end=END, sources=[[word + offset for word in row] for row in rows],
+        ends=[END], sources=[[word + offset for word in row] for row in rows],
     )  # fmt: skip
     tokens_BT = np.concatenate([chunk.tokens_BC for chunk in chunks], axis=1)
     for written, row in zip(expected, tokens_BT.tolist(), strict=True):

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from tiny import random_params, random_tokens, tiny
 
 from configs import schema
-from configs.convert import override
+from configs.convert import check, override
 from configs.schema import ConfigError
 from model import build
 from model.lora import LORA, merged
@@ -107,7 +107,9 @@ def test_another_network_is_refused_with_the_parameter_that_does_not_fit(tmp_pat
 
 def test_an_encoder_becomes_the_encoder_of_a_translator(tmp_path):
     spec, params = saved(tmp_path, override(BASE, {"model.network": "encoder"}))
-    translator = adopt(override(BASE, {"model.network": "encoder_decoder"}), spec)
+    wider = {"model.network": "encoder_decoder", "model.width": 32, "model.dropout": 0.3}
+    translator = adopt(override(BASE, wider), spec)
+    assert translator.model == dataclasses.replace(BASE.model, network="encoder_decoder", dropout=0.3)
     assert translator.model.network == "encoder_decoder"
     before, _, _, _ = trained_parameters(translator, spec)
     for path, value in params.items():
@@ -123,7 +125,26 @@ def trained_parameters(config, spec):
 
 
 def test_lora_without_a_map_to_train_is_refused():
-    for changes in ({"model.network": "lstm"}, {"model.gated": False, "model.lora_targets": "gate"}):
+    for changes, told in (
+        ({"model.network": "lstm"}, "nothing to train"),
+        ({"model.gated": False, "model.lora_targets": "query,gate"}, "no linear map gate.*it has query"),
+        ({"model.attention": "latent"}, "no linear map value"),
+    ):
         config = override(BASE, {"model.lora_rank": 2, **changes})
-        with pytest.raises(ConfigError, match="nothing to train"):
+        with pytest.raises(ConfigError, match=told):
             make_optimizer(config, parameter_shapes(build(config)))
+
+
+def test_weights_of_another_kind_of_network_and_another_tokenizer_are_refused(tmp_path):
+    spec, _ = saved(tmp_path)
+    with pytest.raises(ConfigError, match="kind encoder.*kind decoder"):
+        adopt(override(BASE, {"model.network": "encoder"}), spec)
+    with pytest.raises(ConfigError, match="comes with its tokenizer"):
+        check(override(adopt(BASE, spec), {"tokenizer.source": "bpe"}))
+
+
+def test_a_learned_position_table_keeps_its_length(tmp_path):
+    spec, params = saved(tmp_path, override(BASE, {"model.position": "learned"}))
+    config = adopt(override(BASE, {"data.length": 8}), spec)
+    given = initial_params(config, mesh())
+    np.testing.assert_array_equal(given["position/embedding"], params["position/embedding"])

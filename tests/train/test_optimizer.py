@@ -156,8 +156,8 @@ def test_adafactor_keeps_one_row_and_one_column_for_each_layers_matrix():
     state = make_optimizer(config(name="adafactor", beta1=0.0), params).init(params)
     paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
              for path, leaf in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
-    rows = {path: shape for path, shape in paths.items() if "v_row/attention/query/kernel" in path}
-    columns = {path: shape for path, shape in paths.items() if "v_col/feed_forward/up/kernel" in path}
+    rows = {path: shape for path, shape in paths.items() if "v_row/layers/attention/query/kernel" in path}
+    columns = {path: shape for path, shape in paths.items() if "v_col/layers/feed_forward/up/kernel" in path}
     assert list(rows.values()) == [(L, D)]
     assert list(columns.values()) == [(L, F)]
 

@@ -37,9 +37,9 @@ def dictate(tokenizer, rows, chunk=4, prompts=None, max_tokens=100, **options):
     """What `write` makes of a network that writes these tokens; and what it told on the way, row by row."""
     told = [[] for _ in rows]
 
-    def generate(module, params, prompt_ids, sampling, *, max_tokens, seeds, end, top, sources):
+    def generate(module, params, prompt_ids, sampling, *, max_tokens, seeds, ends, top, sources):
         length = max(map(len, rows))
-        tokens_BC = np.array([row + [end] * (length - len(row)) for row in rows])[:, :max_tokens]
+        tokens_BC = np.array([row + [ends[0]] * (length - len(row)) for row in rows])[:, :max_tokens]
         logprobs_BC = -0.01 * np.arange(tokens_BC.size, dtype=np.float32).reshape(tokens_BC.shape)
         top_BCK = np.stack([tokens_BC, tokens_BC * 0], -1)[..., :top]
         for start in range(0, tokens_BC.shape[1], chunk):

@@ -91,9 +91,9 @@ class TokenizedPairs:
 
 def pair_tokens(pair: Section, tokenizer: Tokenizer) -> TokenPair:
     """The tokens of one pair."""
-    end = tokenizer.end_of_text
     source = np.array(tokenizer.source(pair.source), np.int32)
-    return source, np.array([end, *tokenizer.encode(pair.text), end], np.int32)
+    target = [tokenizer.start_of_target, *tokenizer.encode(pair.text), tokenizer.end_of_text]
+    return source, np.array(target, np.int32)
 
 
 def source_length(config: schema.Data) -> int:

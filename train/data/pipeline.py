@@ -48,12 +48,15 @@ class TokenizedSections:
 
     def _tokenize(self, index: int) -> np.ndarray:
         section = self._sections[index]
-        return with_ends(self._tokenizer.encode(section.text), section, self._tokenizer.end_of_text)
+        return with_ends(self._tokenizer.encode(section.text), section, self._tokenizer)
 
 
-def with_ends(tokens: list[int], section: Section, end_of_text: int) -> np.ndarray:
-    """The tokens of a section with the end of text before them and, after its document's last one, behind them."""
-    return np.array([end_of_text, *tokens, *[end_of_text] * section.last], np.int32)
+def with_ends(tokens: list[int], section: Section, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens of a section behind what texts begin with and, if it is its document's last, before the end of text.
+
+    Texts of our own tokenizers begin with the end of the text before; others' have what their prompts have.
+    """
+    return np.array([*tokenizer.beginning, *tokens, *[tokenizer.end_of_text] * section.last], np.int32)
 
 
 class RowStream:

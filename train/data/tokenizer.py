@@ -126,6 +126,14 @@ class Tokenizer:
         """What a network reads for `text` as the beginning of a document; never nothing."""
         return self._tokenizer.encode(text, add_special_tokens=True).ids or [self.end_of_text]
 
+    @functools.cached_property
+    def beginning(self) -> list[int]:
+        """What a text begins with: what `prompt` puts before it, or at least the end of the text before it."""
+        probe = "a"
+        prompt, text = self.prompt(probe), self.encode(probe)
+        before = len(prompt) - len(text)
+        return prompt[:before] if before > 0 and prompt[before:] == text else [self.end_of_text]
+
     def source(self, text: str) -> list[int]:
         """What a network reads of a text that it translates: with its end marked."""
         return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]

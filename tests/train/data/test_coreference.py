@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from train.data.coreference import (
     STORY,
     SUBJECTS,
     VERBS,
+    held_out_sentences,
     open_coreference,
 )
 from train.data.sections import DataError
@@ -83,14 +85,29 @@ def test_the_reading_is_the_sentence_with_the_noun_that_the_last_word_fits():
 
 
 def test_frames_and_verbs_are_mixed_evenly_over_pairs_and_last_words():
+    shapes = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(frame))) for frame in FRAMES]
     for word in (*OF_SUBJECTS, *OF_OBJECTS):
         texts = [section.source for section in CORPUS.train if last_word(section.source) == word]
-        starts = [frame[:12].replace("{subject}", "") for frame in FRAMES]
-        frames = np.array([sum(text.startswith(start[:3]) for text in texts) for start in set(starts)])
+        frames = np.array([sum(bool(shape.fullmatch(text)) for text in texts) for shape in shapes])
         verbs = np.array([sum(f" {verb} " in text for text in texts) for verb in VERBS])
-        assert frames.min() > 0
-        assert verbs.min() > 0.5 * len(texts) / len(VERBS)
-        assert verbs.sum() == len(texts)
+        for counts in (frames, verbs):
+            assert counts.sum() == len(texts)
+            assert counts.min() > 0.5 * len(texts) / len(counts)
+
+
+def test_each_pair_of_nouns_is_seen_in_every_frame():
+    shapes = [frame.split()[0] for frame in FRAMES]
+    for pair in list({nouns(section.source) for section in CORPUS.train})[:50]:
+        starts = {section.source.split()[0] for section in CORPUS.train if nouns(section.source) == pair}
+        assert starts == set(shapes)
+
+
+def test_held_out_sentences_are_those_of_the_corpus_side_by_side():
+    sentences = held_out_sentences(CONFIG)
+    assert [sentence.text(word) for sentence, word in sentences] == [section.source for section in CORPUS.held_out]
+    for (first, one), (second, other) in zip(sentences[::2], sentences[1::2], strict=True):
+        assert first == second
+        assert (first.referent(one), second.referent(other)) == (first.subject, first.object)
 
 
 def test_the_story_is_the_sentence_of_the_story():

@@ -11,7 +11,7 @@ import pytest
 from configs import schema
 from configs.convert import check, override
 from configs.schema import Config, ConfigError, Data, Model, Train
-from train.data.coreference import open_coreference
+from train.data.coreference import OBJECTS, SUBJECTS, open_coreference
 from train.data.masking import MaskedStream, TokenizedReadings
 from train.data.pipeline import held_out_batches, train_batches
 from train.data.sections import Corpus, DataError, Section
@@ -145,6 +145,20 @@ def test_pronouns_are_asked_for_and_read_as_they_are_and_the_causal_twin_gets_th
     twin = joined(some(override(config, {"model.network": "decoder"}), 10, corpus, words))
     for name in rows:
         np.testing.assert_array_equal(rows[name], twin[name])
+
+
+def test_pronouns_are_never_masked():
+    data = Data(source="coreference", length=40, held_out=0.1, masked=0.9)
+    corpus = open_coreference(data)
+    words = make_tokenizer(schema.Tokenizer(source="words"), corpus, masked=True)
+    rows = joined(some(dataclasses.replace(CONFIG, data=data), 10, corpus, words))
+    nouns = {words.encode(f" {noun}")[0] for noun in (*SUBJECTS, *OBJECTS)}
+    (because,), (it,) = words.encode(" because"), words.encode(" it")
+    after = np.roll(rows["targets"], 1, axis=1)  # What stands before each token.
+    pronouns = (after == because) & np.isin(rows["targets"], list(nouns)) & (rows["positions"] > 0)
+    assert pronouns.sum() > 40
+    assert (rows["inputs"][pronouns] == it).all()
+    assert (rows["weights"][pronouns] == 1).all()
 
 
 def test_a_reading_of_another_length_is_refused():
