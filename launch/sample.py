@@ -8,6 +8,7 @@ uv run -m launch.sample --checkpoint=runs/encoder --prompt="def <|mask|>(self):"
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from launch import start
 
 if TYPE_CHECKING:
     from launch.views.terminal import Console
+    from model.generate import Sampling
     from train.checkpoint import Restored
     from train.writing import Sample
 
 FLAGS = flags.FLAGS
+USUAL_TEMPERATURE = 0.8  # Of text that is continued; translations are greedy unless asked otherwise.
 
 
 def define(_: Sequence[str]) -> None:
@@ -64,8 +67,11 @@ def run() -> None:
     from configs.convert import fills_in, translates
     from launch.views.terminal import Console
     from model import build
+    from model.generate import Sampling
     from train.checkpoint import restore_params
 
+    temperature = USUAL_TEMPERATURE if FLAGS.temperature is None else FLAGS.temperature
+    sampling = Sampling(temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)  # Refuses what cannot be.
     restored = restore_params(FLAGS.checkpoint)
     if fills_in(restored.config):
         print_filled(restored)
@@ -77,7 +83,13 @@ def run() -> None:
     # What is translated stands on a line of its own.
     headings = [f"{prompt}\n" for prompt in prompts] if translation and not FLAGS.table else prompts
     console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=headings)
-    samples = (beam_samples if FLAGS.beams > 1 else drawn_samples)(build(restored.config), restored, prompts, console)
+    if translation and FLAGS.temperature is None:
+        sampling = dataclasses.replace(sampling, temperature=0.0)
+    module = build(restored.config)
+    if FLAGS.beams > 1:
+        samples = beam_samples(module, restored, prompts, console)
+    else:
+        samples = drawn_samples(module, restored, prompts, sampling, console)
     if console:
         console.close()
         return
@@ -119,17 +131,14 @@ def check_flags() -> None:
             )
 
 
-def drawn_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:
+def drawn_samples(
+    module: Any, restored: Restored, prompts: list[str], sampling: Sampling, console: Console | None
+) -> list[Sample]:
     """Texts drawn token by token, or greedily; each prompt's first has the seed of the flag."""
-    from configs.convert import translates
-    from model.generate import Sampling
     from train.writing import write
 
-    usual = 0.0 if translates(restored.config) else 0.8
-    temperature = usual if FLAGS.temperature is None else FLAGS.temperature
     return write(
-        module, restored.params, restored.tokenizer, prompts,
-        Sampling(temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p),
+        module, restored.params, restored.tokenizer, prompts, sampling,
         max_tokens=FLAGS.max_tokens,
         seeds=[FLAGS.seed + number % FLAGS.num_samples for number in range(len(prompts))],
         stop=FLAGS.stop,

@@ -23,18 +23,23 @@ import pytest
 from tiny import tiny
 
 import launch.train
+import train.evaluate
 import train.loop
+import train.translation
 import train.writing
 from configs import schema
-from configs.convert import leaves, override, translates
+from configs.convert import fills_in, leaves, override, translates
 from configs.schema import Config
 from model import Source, build
 from model.experts import LOSSES
 from model.sharding import make_mesh, parameter_shapes
+from train.checkpoint import CheckpointError
 from train.data.pipeline import held_out_batches, train_batches
 from train.data.sections import DataError, Section
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
+from train.evaluate import make_score
+from train.initial import initial_params
 from train.optimizer import make_optimizer, schedule
 from train.run import Run
 from train.step import init_state, make_train_step, state_shape
@@ -68,6 +73,8 @@ def folder(tmp_path_factory):
         (folder / "other" / f"{number}.txt").write_text(lines.upper())
         with (folder / "records.jsonl").open("a") as records:
             records.write(json.dumps({"text": lines, "body": lines[::-1]}) + "\n")
+    pairs = (f"line {n} and {n * n}\tZeile {n} und {n * n}\n" for n in range(60))
+    (folder / "pairs.tsv").write_text("".join(pairs))
     tokenizer = make_tokenizer(BASE.tokenizer, None)  # type: ignore[arg-type]  # Bytes need no text.
     (folder / "tokenizer.json").write_text(tokenizer.to_json().replace("<|endoftext|>", "</s>"))
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +148,7 @@ def weights(config: Config) -> list[float]:
 def batches(config: Config) -> Any:
     """What is read: the first batches, and how much is held out."""
     corpus = open_corpus(config.data)
-    tokenizer = make_tokenizer(config.tokenizer, corpus)
+    tokenizer = make_tokenizer(config.tokenizer, corpus, masked=fills_in(config))
     reader = train_batches(corpus, tokenizer, config)
     first = [{name: x.tolist() for name, x in next(reader).items()} for _ in range(2)]
     return first, len(list(held_out_batches(corpus, tokenizer, config))), len(corpus.train)
@@ -174,6 +181,32 @@ def where_datasets_are(config: Config) -> str:
     with pytest.raises(DataError) as error:
         open_corpus(config.data)
     return str(error.value)
+
+
+def where_weights_come_from(config: Config) -> str:
+    """The checkpoint that a run starts from."""
+    with pytest.raises(CheckpointError) as error:
+        initial_params(config, one_device(config.mesh))
+    return str(error.value)
+
+
+def scores(config: Config) -> Any:
+    """Which sentences are translated to be scored, and by which rules."""
+    asked, corpus = [], open_corpus(config.data)
+
+    def translate_each(module, params, tokenizer, sources, **_):
+        asked.extend(sources)
+        return enumerate(sources)
+
+    def score(texts, references, between):
+        asked.append(train.translation.score(texts, references, between))
+        return asked[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.evaluate, "translate_each", translate_each)
+        patch.setattr(train.evaluate, "score", score)
+        make_score(build(config), config, corpus, make_tokenizer(config.tokenizer, corpus))(None)
+    return asked
 
 
 def devices(config: Config) -> tuple[int, ...]:
@@ -245,6 +278,10 @@ def life(config: Config) -> dict[str, Any]:
     }
 
 
+PAIRS = {
+    "model.network": "encoder_decoder", "data.source": "tsv:pairs.tsv", "data.languages": "en-de",
+    "data.length": 32, "data.held_out": 0.3,
+}  # fmt: skip
 NUMBERS = itertools.count()
 LEARNED = {"model.position": "learned"}
 SCALED = {"model.rope_scaling": "llama3", "model.rope_scaling_factor": 8.0, "model.rope_base": 500_000.0}
@@ -267,6 +304,7 @@ Look = tuple[Callable[[Config], Any], dict[str, Any], list[Any]]
 # Each setting: where to look, with which other settings, and the values that must all look different.
 SETTINGS: dict[str, list[Look]] = {
     "name": [(life, {"train.wandb": "one", **SKIP}, [BASE.name, "other"])],
+    "init_from": [(where_weights_come_from, {}, ["runs/one", "runs/other"])],
     "model.network": [
         (program, {}, ["decoder", "encoder", "encoder_decoder", "lstm", "lstm_encoder_decoder"]),
     ],
@@ -336,6 +374,9 @@ SETTINGS: dict[str, list[Look]] = {
     "tokenizer.vocab_size": [(vocabulary, BPE, [300, 310]), (program, {}, [300, 310])],
     "data.source": [(batches, {}, ["text:text/*.txt", "text:other/*.txt", "jsonl:records.jsonl"])],
     "data.field": [(batches, JSONL, ["text", "body"])],
+    "data.languages": [(scores, PAIRS, ["en-de", "en-zh"])],
+    "data.source_length": [(batches, PAIRS, [0, 48])],
+    "data.masked": [(batches, {"model.network": "encoder"}, [0.15, 0.3])],
     "data.length": [(batches, {}, [16, 17]), (program, LEARNED, [16, 17])],
     "data.held_out": [(batches, {}, [0.05, 0.2])],
     "data.section_bytes": [(batches, {}, [64, 100])],
@@ -377,6 +418,7 @@ SETTINGS: dict[str, list[Look]] = {
     "train.sample_tokens": [(sample_request, {}, [1, 2])],
     "train.anomaly": [(life, {}, ["stop", "skip"])],
     "train.spike_factor": [(training_step, {}, [0.0, 2.0, 3.0])],
+    "train.score_sentences": [(scores, PAIRS, [2, 3])],
     "train.wandb": [(life, SKIP, ["", "one", "two"])],
     "mesh.data": [(devices, {"mesh.fsdp": -1}, [1, 2])],
     "mesh.fsdp": [(devices, {"mesh.data": -1}, [1, 2])],

@@ -137,7 +137,7 @@ def test_lora_without_a_map_to_train_is_refused():
 
 def test_weights_of_another_kind_of_network_and_another_tokenizer_are_refused(tmp_path):
     spec, _ = saved(tmp_path)
-    with pytest.raises(ConfigError, match="kind encoder.*kind decoder"):
+    with pytest.raises(ConfigError, match=r"kind encoder.*kind decoder"):
         adopt(override(BASE, {"model.network": "encoder"}), spec)
     with pytest.raises(ConfigError, match="comes with its tokenizer"):
         check(override(adopt(BASE, spec), {"tokenizer.source": "bpe"}))
