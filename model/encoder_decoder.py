@@ -128,6 +128,8 @@ class EncoderDecoder(nn.Module):
             if source_segments_BS is not None:
                 self.put_variable("cache", "source_segments", source_segments_BS)
             source_segments_BS = self.get_variable("cache", "source_segments")
+        if source_segments_BS is None:
+            raise ValueError("An encoded source needs its segments.")
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         return self.decoder(
             self.embedding, tokens_BT, positions_BT, segments_BT, rows_B, memory_BSD, source_segments_BS, deterministic

@@ -155,7 +155,7 @@ def through_layers(
         length=num_layers,
         unroll=num_layers if model.layers == "unroll" else 1,
     )
-    windows_L = np.array(layer_windows(config, num_layers), np.int32)
+    windows_L: Any = np.array(layer_windows(config, num_layers), np.int32)  # The scan makes a jax scalar of each.
     x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, windows_L, places, memory_BSD)
     if has_final_norm(config):
         x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)

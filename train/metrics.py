@@ -228,7 +228,8 @@ def train_flops_per_token(config: Config) -> float:
     model, length = config.model, config.data.length
     sources = source_length(config) / length  # Source tokens for each target token.
     matrices = float(model.width * config.tokenizer.vocab_size) if model.tied_embeddings else 0.0
-    for path, leaf in flatten_dict(parameter_shapes(build(config)), sep="/").items():
+    shapes: dict[str, Any] = flatten_dict(parameter_shapes(build(config)), sep="/")
+    for path, leaf in shapes.items():
         if path.rpartition("/")[2] in ("kernel", *LORA):
             used = model.experts_per_token / model.num_experts if "experts" in path.split("/") else 1.0
             matrices += leaf.size * used * (sources if path.startswith(OF_THE_SOURCE) else 1.0)
