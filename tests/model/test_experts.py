@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,10 +172,20 @@ def test_each_device_holds_its_own_experts_and_no_tokens_of_others_are_gathered_
     assert kernel.spec == PartitionSpec(None, ("expert",), ("fsdp",), ("tensor",))
     params = jax.device_put(random_params(module), shardings)
     with jax.set_mesh(on):
-        program = jax.jit(module.apply).lower({"params": params}, random_tokens(8, 6)).compile().as_text()
+        training = jax.jit(partial(module.apply, mutable=[LOSSES]))
+        program = training.lower({"params": params}, random_tokens(8, 6)).compile().as_text()
     assert "all-to-all" in program
     with pytest.raises(ConfigError, match=r"--model\.num_experts=6"):
         sharding.check_divisible(tiny(num_experts=6, num_kv_heads=4), on)
+
+
+def test_capacity_counts_while_training_only():
+    module = build(tiny(num_experts=E, expert_capacity=0.25))
+    params, tokens_BT = {"params": random_params(module)}, random_tokens(2, 12)
+    roomy = build(tiny(num_experts=E))
+    np.testing.assert_array_equal(module.apply(params, tokens_BT), roomy.apply(params, tokens_BT))
+    trained, _ = module.apply(params, tokens_BT, mutable=[LOSSES])
+    assert np.abs(trained - module.apply(params, tokens_BT)).max() > 1e-2
 
 
 def test_a_network_with_experts_decodes_from_its_cache_and_shows_who_goes_where():

@@ -182,7 +182,8 @@ def test_a_row_that_sees_nothing_makes_no_nan(kernel, dtype):
 def test_fused_on_a_gpu_is_cudnn_where_cudnn_can_do_it(monkeypatch, T, S, H, dtype, expected):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
+    attend = lambda query, *_, implementation, **__: asked.append(implementation) or query  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
     query_BTNH, key_BSKH = jnp.zeros((1, T, 2, H), dtype), jnp.zeros((1, S, 1, H), dtype)
     kernels.fused(query_BTNH, key_BSKH, key_BSKH, jnp.ones((1, T, S), bool))
     assert asked == [expected]

@@ -246,7 +246,7 @@ def test_bfloat16_computes_nearly_what_float32_computes(settings):
 @pytest.mark.parametrize(
     ("attention", "setting", "words"),
     [
-        ("linear", {"position": "rope"}, "--model.position=none"),
+        ("linear", {"position": "relative"}, "--model.position=none"),
         ("delta", {"position": "alibi"}, "--model.position=none"),
         ("linear", {"window": 4}, "--model.window=4"),
         ("delta", {"kernel": "fused"}, "--model.kernel=fused"),
@@ -257,4 +257,5 @@ def test_bfloat16_computes_nearly_what_float32_computes(settings):
 def test_settings_of_softmax_attention_are_refused(attention, setting, words):
     with pytest.raises(ConfigError, match=words):
         check(tiny(**{"attention": attention, "position": "none", "num_kv_heads": 0, **setting}))
-    check(tiny(attention=attention, position="none", num_kv_heads=0))
+    for position in ("none", "rope"):  # Rope is the default: which attention is one flag.
+        check(tiny(attention=attention, position=position))
