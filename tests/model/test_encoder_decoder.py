@@ -54,7 +54,7 @@ def test_decoding_from_the_cache_is_the_full_pass(settings):
         )
         variables |= kept
         parts.append(logits_BTV)
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole_BTV, atol=2e-5)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole_BTV, atol=5e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -65,7 +65,7 @@ def test_padding_and_packing_change_nothing(settings):
         for source, target in zip(SOURCES, TARGETS, strict=True)
     ]
     together = module.apply(variables, jnp.array(TARGETS, jnp.int32), source=padded(SOURCES, 16))
-    np.testing.assert_allclose(together, jnp.stack(alone), atol=2e-5)
+    np.testing.assert_allclose(together, jnp.stack(alone), atol=5e-5)
 
     lengths, T = [len(source) for source in SOURCES], len(TARGETS[0])
     tokens_1S = jnp.array([[*np.concatenate(SOURCES), 0]], jnp.int32)
@@ -75,7 +75,7 @@ def test_padding_and_packing_change_nothing(settings):
         variables, jnp.array(TARGETS, jnp.int32).reshape(1, -1), jnp.tile(jnp.arange(T), 3)[None],
         jnp.array([np.repeat([1, 2, 3], T)], jnp.int32), source=Source(tokens_1S, positions_1S, segments_1S),
     )  # fmt: skip
-    np.testing.assert_allclose(packed[0], jnp.concatenate(alone), atol=2e-5)
+    np.testing.assert_allclose(packed[0], jnp.concatenate(alone), atol=5e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
