@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from configs.schema import SECTIONS, Config, ConfigError
+from configs.schema import SECTIONS, Config, ConfigError, Data
 
 # Linear maps that can have low-rank matrices beside them.
 LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent", "query_latent", "key_rotated")
@@ -204,7 +204,7 @@ def _check_run(config: Config) -> None:
         )
     if data.held_out >= 1:
         raise ConfigError(f"--data.held_out={data.held_out} leaves nothing to train on: it must be below 1.")
-    longest = max(data.length, source_length(config) if translates(config) else 0)
+    longest = max(data.length, source_length(data) if translates(config) else 0)
     if config.model.position == "learned" and max_length(config) < longest:
         raise ConfigError(
             f"--model.max_length={config.model.max_length} is less than --data.length={data.length} or "
@@ -324,9 +324,9 @@ def is_recurrent(config: Config) -> bool:
     return config.model.network in ("lstm", "lstm_encoder_decoder")
 
 
-def source_length(config: Config) -> int:
+def source_length(data: Data) -> int:
     """Tokens S in one row of source text."""
-    return config.data.source_length or config.data.length
+    return data.source_length or data.length
 
 
 def has_final_norm(config: Config) -> bool:

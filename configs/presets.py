@@ -57,29 +57,12 @@ def smoke() -> Config:
 
 def encoder() -> Config:
     """Masked tokens of Python's standard library, filled in; `uv run -m launch.train --config=encoder`."""
-    return Config(
+    base = quickstart()
+    return dataclasses.replace(
+        base,
         name="encoder",
-        model=Model(
-            network="encoder",
-            num_layers=4,
-            width=192,
-            num_heads=3,
-            num_kv_heads=1,
-            activation="relu2",
-            gated=False,
-        ),
-        data=Data(length=128),
-        optimizer=Optimizer(
-            name="muon", learning_rate=0.01, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
-        ),
-        train=Train(
-            steps=560,
-            batch_size=32,
-            eval_every=280,
-            checkpoint_every=280,
-            sample_every=140,
-            sample_prompt="def <|mask|>(self, <|mask|>):\n    return self.<|mask|>",
-        ),
+        model=dataclasses.replace(base.model, network="encoder"),
+        train=dataclasses.replace(base.train, sample_prompt="def <|mask|>(self, <|mask|>):\n    return self.<|mask|>"),
     )
 
 

@@ -53,24 +53,9 @@ class Attention(nn.Module):
         if rotation is not None:
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
-        key_BSKH, value_BSKH = self.remember(key_BSKH, value_BSKH, places.slot_BT)
+        kept = remember(self, {"key": key_BSKH, "value": value_BSKH}, places.slot_BT)
         visible_BTS = visible_in(config, places, window)
-        return output(config, read(self, query_BTNH, key_BSKH, value_BSKH, visible_BTS, places.bias_BNTS))
-
-    def remember(self, key_BTKH: jax.Array, value_BTKH: jax.Array, slots_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Write keys and values into the cache at their slots and return all of it; without a cache, return them.
-
-        A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.
-        A slot beyond the cache is dropped: that is how padding stays out of it.
-        """
-        if not self.has_variable("cache", "key"):
-            return key_BTKH, value_BTKH
-        row_B1 = jnp.arange(key_BTKH.shape[0])[:, None]
-        for name, new_BTKH in (("key", key_BTKH), ("value", value_BTKH)):
-            kept_BSKH = self.get_variable("cache", name)
-            kept_BSKH = kept_BSKH.at[row_B1, slots_BT].set(new_BTKH.astype(kept_BSKH.dtype), mode="drop")
-            self.put_variable("cache", name, kept_BSKH)
-        return self.get_variable("cache", "key"), self.get_variable("cache", "value")
+        return output(config, read(self, query_BTNH, kept["key"], kept["value"], visible_BTS, places.bias_BNTS))
 
 
 class CrossAttention(nn.Module):
@@ -91,6 +76,21 @@ class CrossAttention(nn.Module):
             key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
         assert places.source_visible_BTS is not None
         return output(self.config, read(self, query_BTNH, key_BSKH, value_BSKH, places.source_visible_BTS, None))
+
+
+def remember(module: nn.Module, new: dict[str, jax.Array], slots_BT: jax.Array) -> dict[str, jax.Array]:
+    """Write what is kept of each token, [B,T,...], into the module's cache and return all of it; without one, `new`.
+
+    A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.
+    A slot beyond the cache is dropped: that is how padding stays out of it.
+    """
+    if not all(module.has_variable("cache", name) for name in new):
+        return new
+    row_B1 = jnp.arange(slots_BT.shape[0])[:, None]
+    for name, new_BT in new.items():
+        kept_BS = module.get_variable("cache", name)
+        module.put_variable("cache", name, kept_BS.at[row_B1, slots_BT].set(new_BT.astype(kept_BS.dtype), mode="drop"))
+    return {name: module.get_variable("cache", name) for name in new}
 
 
 def rotation_of(places: Places, window: jax.Array) -> Rotation | None:

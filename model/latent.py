@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from configs.convert import head_width, latent_rope_width, latent_width
 from configs.schema import Config
 from model import positions
-from model.attention import Places, output, read, rotation_of, visible_in
+from model.attention import Places, output, read, remember, rotation_of, visible_in
 from model.layers import Linear, Norm
 
 
@@ -39,7 +39,7 @@ class LatentAttention(nn.Module):
             rotated_BTNP = positions.rotate(rotated_BTNP, rotation)
             key_BT1P = Linear(config, (model.width,), (P,), name="key_rotated")(x_BTD)[:, :, None]
             kept["rotated"] = positions.rotate(key_BT1P, rotation)[:, :, 0]
-        kept = self.remember(kept, places.slot_BT)
+        kept = remember(self, kept, places.slot_BT)
 
         visible_BTS = visible_in(config, places, window)
         key_RNH = HeadMap(config, (R, N, H), name="key")()
@@ -67,17 +67,6 @@ class LatentAttention(nn.Module):
             x_BTD = Linear(config, (config.model.width,), (narrow,), name="query_latent")(x_BTD)
             x_BTD = Norm(config, "rms", name="query_latent_norm")(x_BTD)
         return Linear(config, x_BTD.shape[2:], (heads, width), bias=False, name="query")(x_BTD)
-
-    def remember(self, new: dict[str, jax.Array], slots_BT: jax.Array) -> dict[str, jax.Array]:
-        """Write what is kept of each token into the cache at its slot and return all of it; see `Attention`."""
-        if not self.has_variable("cache", "latent"):
-            return new
-        row_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-        for name, new_BTR in new.items():
-            kept_BSR = self.get_variable("cache", name)
-            kept_BSR = kept_BSR.at[row_B1, slots_BT].set(new_BTR.astype(kept_BSR.dtype), mode="drop")
-            self.put_variable("cache", name, kept_BSR)
-        return {name: self.get_variable("cache", name) for name in new}
 
 
 class HeadMap(nn.Module):

@@ -32,7 +32,7 @@ class LinearAttention(nn.Module):
     def __call__(self, x_BTD: jax.Array, places: Places, window: jax.Array) -> jax.Array:
         """What each token reads from the text so far, [B,T,D]; there is no window."""
         config, real_BT11 = self.config, places.real_BT[:, :, None, None]
-        begins_BT = places.begins_BT & places.real_BT
+        begins_BT = places.begins_BT
         query_BTNH = _positive(query(config, x_BTD))
         key_BTNH, value_BTNH = key_and_value(config, x_BTD)
         key_BTNH = jnp.where(real_BT11, _positive(key_BTNH), 0.0)
@@ -65,7 +65,7 @@ class DeltaAttention(nn.Module):
         """What each token reads from the text so far, [B,T,D]; there is no window."""
         config, model = self.config, self.config.model
         N, H = model.num_heads, head_width(config)
-        begins_BT = places.begins_BT & places.real_BT
+        begins_BT = places.begins_BT
         x_BT3NH = jnp.stack([query(config, x_BTD), *key_and_value(config, x_BTD)], axis=2)
         if model.convolution:
             before = _get(self, "before", (len(x_BTD), model.convolution - 1, 3, N, H), x_BTD.dtype)

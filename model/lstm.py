@@ -22,7 +22,7 @@ from model.layers import Dropout
 from model.lens.places import EDITS, INTERMEDIATES, recording, tap
 from model.sharding import constrain
 from model.source import Source
-from model.transformer import REMAT_POLICIES, Embedding, embed, or_default, to_logits
+from model.transformer import REMAT_POLICIES, Embedding, begins_and_real, embed, or_default, to_logits
 
 GATES = {"i": "input", "f": "forget", "g": "cell", "o": "output"}  # Flax's name of each, and what it is recorded as.
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # Kernels for the input [D,G] and the hidden state [H,G], bias [G].
@@ -85,12 +85,6 @@ class Layer(nn.Module):
         _, x_BTD = Recurrence(self.config, model.width, name="lstm")(x_BTD, begins_BT, real_BT, start)
         x_BTD = tap(self, "residual/after", x_BTD)
         return Dropout(model.dropout, self.deterministic)(x_BTD, rows_B), None
-
-
-def begins_and_real(positions_BT: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Where a text begins, and what is no padding, each [B,T] bool; without segments all is real."""
-    real_BT = jnp.ones(positions_BT.shape, bool) if segments_BT is None else segments_BT != 0
-    return (positions_BT == 0) & real_BT, real_BT
 
 
 def stacked(layer: Any, config: Config, num_layers: int) -> Any:

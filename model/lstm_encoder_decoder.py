@@ -8,6 +8,8 @@ Shapes: B batch, S source length, T target length, D model width, V vocabulary, 
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -19,9 +21,10 @@ from model import masks
 from model.kernels.dense import softmax
 from model.layers import Dropout, Linear
 from model.lens.places import tap
-from model.lstm import Layer, Recurrence, State, begins_and_real, stacked
+from model.lstm import Layer, Recurrence, State, stacked
 from model.source import Source
-from model.transformer import Embedding, embed, or_default, to_logits
+from model.transformer import Embedding, begins_and_real, embed, to_logits
+from model.translator import Translator
 
 
 @flax.struct.dataclass
@@ -174,66 +177,8 @@ def starts(memory: Memory, source_of_BTS: jax.Array, num_layers: int) -> State:
     return pick(memory.cells_LBSD), pick(memory.hidden_LBSD)
 
 
-class LSTMEncoderDecoder(nn.Module):
-    """A translator: from a source and the translation so far, a logit for every token that could come next.
+class LSTMEncoderDecoder(Translator):
+    """LSTMs that translate."""
 
-    One embedding serves source, target and, if tied, output.
-    """
-
-    config: Config
-
-    def setup(self) -> None:
-        """Declare the parts; the decoder's parameters have the names that they have in a network without encoder."""
-        self.embedding = Embedding(self.config, self.config.tokenizer.vocab_size)
-        self.encoder = Encoder(self.config)
-        self.decoder = _Decoder(self.config)
-        nn.share_scope(self, self.decoder)
-
-    def __call__(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        rows_B: jax.Array | None = None,
-        source: Source | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Logits [B,T,V] float32: `encode`, then `decode`. With a cache, a source is needed in the first call only."""
-        memory = None if source is None else self.encode(source, rows_B, deterministic=deterministic)
-        segments_BS = None if source is None else source.segments_BS
-        return self.decode(
-            tokens_BT, positions_BT, segments_BT, rows_B, memory, segments_BS, deterministic=deterministic
-        )
-
-    def encode(self, source: Source, rows_B: jax.Array | None = None, *, deterministic: bool = True) -> Memory:
-        """The encoded source."""
-        _, rows_B = or_default(source.tokens_BS, source.positions_BS, rows_B)
-        return self.encoder(self.embedding, source, rows_B, deterministic)
-
-    def decode(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        rows_B: jax.Array | None = None,
-        memory: Memory | None = None,
-        source_segments_BS: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Logits [B,T,V] float32 of what follows each target token; the arguments are those of `EncoderDecoder.decode`.
-
-        Raises:
-          ValueError: neither a source nor a cache that has one.
-        """
-        if self.has_variable("cache", "source_segments"):
-            if source_segments_BS is not None:
-                self.put_variable("cache", "source_segments", source_segments_BS)
-            source_segments_BS = self.get_variable("cache", "source_segments")
-        if source_segments_BS is None:
-            raise ValueError("An encoder-decoder needs a source, in its first call with a cache at least.")
-        positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
-        return self.decoder(
-            self.embedding, tokens_BT, positions_BT, segments_BT, rows_B, memory, source_segments_BS, deterministic
-        )
+    ENCODER: ClassVar[Any] = Encoder
+    DECODER: ClassVar[Any] = _Decoder

@@ -211,6 +211,12 @@ class RelativeBias(nn.Module):
         return jnp.moveaxis(table_RN.astype(jnp.float32)[buckets_BTS], -1, 1)
 
 
+def begins_and_real(positions_BT: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Where a text begins, and what is no padding, each [B,T] bool; without segments all is real."""
+    real_BT = jnp.ones(positions_BT.shape, bool) if segments_BT is None else segments_BT != 0
+    return (positions_BT == 0) & real_BT, real_BT
+
+
 def find_places(
     config: Config,
     positions_BT: jax.Array,
@@ -223,8 +229,8 @@ def find_places(
 ) -> Places:
     """Distances and visibility between the tokens and all keys: those of this call, or the `slots` of a cache."""
     model, shape = config.model, positions_BT.shape
+    begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
     segments_BT = jnp.ones(shape, jnp.int32) if segments_BT is None else segments_BT
-    real_BT = segments_BT != 0
     if slots:
         keys_BS = jnp.broadcast_to(jnp.arange(slots), (shape[0], slots))
         distance_BTS = masks.distance(positions_BT, keys_BS)
@@ -247,7 +253,7 @@ def find_places(
         source_visible_BTS = masks.same_segment(segments_BT, source_segments_BS)
     return Places(
         slot_BT=jnp.where(real_BT, positions_BT, slots),
-        begins_BT=positions_BT == 0,
+        begins_BT=begins_BT,
         real_BT=real_BT,
         rows_B=rows_B,
         distance_BTS=distance_BTS,

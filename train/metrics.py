@@ -226,7 +226,7 @@ def train_flops_per_token(config: Config) -> float:
     its share is counted with the target's tokens, as if both rows were full.
     """
     model, length = config.model, config.data.length
-    sources = source_length(config) / length  # Source tokens for each target token.
+    sources = source_length(config.data) / length  # Source tokens for each target token.
     matrices = float(model.width * config.tokenizer.vocab_size) if model.tied_embeddings else 0.0
     shapes: dict[str, Any] = flatten_dict(parameter_shapes(build(config)), sep="/")
     for path, leaf in shapes.items():
@@ -244,7 +244,10 @@ def train_flops_per_token(config: Config) -> float:
 
     seen = float(keys(model.num_layers, length))
     if translates(config):
-        seen += model.num_layers * source_length(config) + keys(encoder_layers(config), source_length(config)) * sources
+        seen += (
+            model.num_layers * source_length(config.data)
+            + keys(encoder_layers(config), source_length(config.data)) * sources
+        )
     return 6.0 * matrices + 12.0 * heads * seen
 
 

@@ -74,6 +74,6 @@ def _summary(config: Config) -> str:
     lengths = f"T = {config.data.length} in training"
     text = "one text of T tokens"
     if translates(config):
-        text, lengths = "one source of S tokens and T of its target", f"S = {source_length(config)}, {lengths}"
+        text, lengths = "one source of S tokens and T of its target", f"S = {source_length(config.data)}, {lengths}"
     trained = " Only what LoRA adds is trained." if model.lora_rank else ""
     return f"{', '.join(parts)}, computed in {model.dtype}. Shapes are for {text} ({lengths}). Read upwards.{trained}"

@@ -42,7 +42,7 @@ def test_preset_can_be_run(name):
     tokens_BT = jax.ShapeDtypeStruct((rows, config.data.length), "int32")
     source = None
     if translates(config):
-        sources_BS = jax.ShapeDtypeStruct((rows, source_length(config)), "int32")
+        sources_BS = jax.ShapeDtypeStruct((rows, source_length(config.data)), "int32")
         source = Source(sources_BS, sources_BS, sources_BS)
     inputs = (tokens_BT, tokens_BT, tokens_BT, None, source)
     logits_BTV = jax.eval_shape(module.apply, {"params": shapes}, *inputs)

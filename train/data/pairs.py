@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from configs import schema
+from configs.convert import source_length
 from train.data.sections import Corpus, DataError, Section, Sections, spread
 from train.data.tokenizer import Tokenizer
 
@@ -94,11 +95,6 @@ def pair_tokens(pair: Section, tokenizer: Tokenizer) -> TokenPair:
     source = np.array(tokenizer.source(pair.source), np.int32)
     target = [tokenizer.start_of_target, *tokenizer.encode(pair.text), tokenizer.end_of_text]
     return source, np.array(target, np.int32)
-
-
-def source_length(config: schema.Data) -> int:
-    """Tokens S in one row of what is translated."""
-    return config.source_length or config.length
 
 
 def fits(pair: TokenPair, config: schema.Data) -> bool:
