@@ -10,6 +10,7 @@ from model.encoder_decoder import EncoderDecoder
 from model.lstm import LSTM
 from model.lstm_encoder_decoder import LSTMEncoderDecoder
 from model.source import Source
+from model.transformer import Head
 
 NETWORKS: dict[str, Any] = {
     "decoder": Decoder,
@@ -26,4 +27,4 @@ def build(config: Config) -> Network:
     return NETWORKS[config.model.network](config)
 
 
-__all__ = ["Network", "Source", "build"]
+__all__ = ["Head", "Network", "Source", "build"]

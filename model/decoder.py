@@ -32,6 +32,7 @@ class Decoder(nn.Module):
         source: Source | None = None,
         *,
         deterministic: bool = True,
+        head: bool = True,
     ) -> jax.Array:
         """Logits [B,T,V] float32.
 
@@ -43,6 +44,7 @@ class Decoder(nn.Module):
           rows_B: number of each row in the whole batch, by default 0..B-1; dropout differs between rows.
           source: nothing; only networks that translate have one.
           deterministic: False drops activations, with the random stream `dropout`.
+          head: False returns what the output layer, `model.transformer.Head`, makes logits of, [B,T,D].
         """
         if source is not None:
             raise ValueError(f"A network of the kind {self.config.model.network} has no source to read.")
@@ -56,7 +58,7 @@ class Decoder(nn.Module):
         x_BTD = embed(config, tokens, tokens_BT, positions_BT)
         x_BTD = through_layers(config, x_BTD, places, num_layers=config.model.num_layers, deterministic=deterministic)
         tap(self, "final", x_BTD)
-        return to_logits(config, tokens, x_BTD)
+        return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
 def cache_slots(module: nn.Module) -> int:

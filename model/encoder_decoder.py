@@ -49,6 +49,7 @@ class _Decoder(nn.Module):
         memory_BSD: jax.Array | None,
         source_segments_BS: jax.Array,
         deterministic: bool,
+        head: bool,
     ) -> jax.Array:
         """Logits [B,T,V] float32."""
         config = self.config
@@ -62,7 +63,7 @@ class _Decoder(nn.Module):
             num_layers=config.model.num_layers, deterministic=deterministic, translates=True, memory_BSD=memory_BSD,
         )  # fmt: skip
         tap(self, "final", x_BTD)
-        return to_logits(config, tokens, x_BTD)
+        return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
 class EncoderDecoder(Translator):

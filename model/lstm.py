@@ -48,6 +48,7 @@ class LSTM(nn.Module):
         source: Source | None = None,
         *,
         deterministic: bool = True,
+        head: bool = True,
     ) -> jax.Array:
         """Logits [B,T,V] float32; the arguments are those of `Decoder`.
 
@@ -67,7 +68,7 @@ class LSTM(nn.Module):
         layers = stacked(Layer, config, config.model.num_layers)(config, deterministic, name="layers")
         x_BTD, _ = layers(x_BTD, None, begins_BT, real_BT, rows_B)
         tap(self, "final", x_BTD)
-        return to_logits(config, tokens, x_BTD)
+        return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
 class Layer(nn.Module):

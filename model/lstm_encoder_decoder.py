@@ -132,6 +132,7 @@ class _Decoder(nn.Module):
         memory: Memory | None,
         source_segments_BS: jax.Array,
         deterministic: bool,
+        head: bool,
     ) -> jax.Array:
         """Logits [B,T,V] float32."""
         config, model = self.config, self.config.model
@@ -149,7 +150,7 @@ class _Decoder(nn.Module):
         tap(self, "layers/cross_attention/weights", weights_BTS[None, :, None])
         x_BTD = Dropout(model.dropout, deterministic)(x_BTD, rows_B)
         tap(self, "final", x_BTD)
-        return to_logits(config, tokens, x_BTD)
+        return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
 def starts(memory: Memory, source_of_BTS: jax.Array, num_layers: int) -> State:

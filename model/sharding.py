@@ -182,6 +182,12 @@ def partition(*names: str) -> PartitionSpec:
     return PartitionSpec(*(group or None for group in axes))
 
 
+def ways(*names: str) -> int:
+    """How many devices of the mesh that is set share the logical axes together; 1 outside of a mesh."""
+    size = jax.sharding.get_abstract_mesh().shape
+    return math.prod(size.get(axis, 1) for name in names for axis in RULES[name])
+
+
 def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Tell the compiler how an activation lies on the mesh; outside of a mesh, nothing."""
     spec, mesh = partition(*names), jax.sharding.get_abstract_mesh()

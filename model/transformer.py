@@ -178,6 +178,18 @@ def to_logits(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
     return constrain(logits_BTV, "batch", "length", "vocabulary")
 
 
+class Head(nn.Module):
+    """The output layer by itself, with the names that its parameters have in a whole network."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits [B,T,V] float32 of what a network called with `head=False` returned."""
+        tokens = Embedding(self.config, self.config.tokenizer.vocab_size, name="embedding")
+        return to_logits(self.config, tokens, x_BTD)
+
+
 class OutputBias(nn.Module):
     """A number per word that is added to its logit, whichever the output layer is."""
 

@@ -42,12 +42,13 @@ class Translator(nn.Module):
         source: Source | None = None,
         *,
         deterministic: bool = True,
+        head: bool = True,
     ) -> jax.Array:
         """Logits [B,T,V] float32: `encode`, then `decode`. With a cache, a source is needed in the first call only."""
         memory = None if source is None else self.encode(source, rows_B, deterministic=deterministic)
         segments_BS = None if source is None else source.segments_BS
         return self.decode(
-            tokens_BT, positions_BT, segments_BT, rows_B, memory, segments_BS, deterministic=deterministic
+            tokens_BT, positions_BT, segments_BT, rows_B, memory, segments_BS, deterministic=deterministic, head=head
         )
 
     def encode(self, source: Source, rows_B: jax.Array | None = None, *, deterministic: bool = True) -> Any:
@@ -65,6 +66,7 @@ class Translator(nn.Module):
         source_segments_BS: jax.Array | None = None,
         *,
         deterministic: bool = True,
+        head: bool = True,
     ) -> jax.Array:
         """Logits [B,T,V] float32 of what follows each target token.
 
@@ -74,6 +76,7 @@ class Translator(nn.Module):
           memory: what `encode` returned; None takes the cache's.
           source_segments_BS: the source's segments; None takes the cache's.
           deterministic: False drops activations, with the random stream `dropout`.
+          head: as of `Decoder`.
 
         Raises:
           ValueError: neither a source nor a cache that has one.
@@ -89,5 +92,13 @@ class Translator(nn.Module):
             raise ValueError("An encoded source needs its segments.")
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         return self.decoder(
-            self.embedding, tokens_BT, positions_BT, segments_BT, rows_B, memory, source_segments_BS, deterministic
+            self.embedding,
+            tokens_BT,
+            positions_BT,
+            segments_BT,
+            rows_B,
+            memory,
+            source_segments_BS,
+            deterministic,
+            head,
         )

@@ -16,7 +16,7 @@ from model.sharding import batch_sharding
 from train.data.pairs import languages
 from train.data.sections import Corpus
 from train.data.tokenizer import Tokenizer
-from train.loss import cross_entropy
+from train.loss import output_loss
 from train.step import network_inputs, target_weights
 from train.translation import held_out_pairs, score
 from train.writing import translate_each
@@ -36,9 +36,9 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
 
     @jax.jit
     def sums_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        logits_BTV = module.apply({"params": params}, **network_inputs(batch))
+        x_BTD: Any = module.apply({"params": params}, **network_inputs(batch), head=False)
         weights_BT = target_weights(batch)
-        loss = cross_entropy(logits_BTV, batch["targets"], weights_BT)
+        loss = output_loss(module.config, params, x_BTD, batch["targets"], weights_BT)
         bytes_BT = jnp.where(weights_BT != 0, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
         return jnp.stack([loss.nll, loss.targets, jnp.sum(bytes_BT).astype(jnp.float32)])
 

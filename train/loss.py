@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from configs.schema import Config
+from model import Head
+from model.sharding import ways
+
+LOGITS = 2**26  # Numbers of logits that a device holds at once: 256 MiB in float32.
+HEAD_PARAMETERS = ("embedding", "output", "output_bias")
 
 
 class Loss(NamedTuple):
@@ -50,3 +58,76 @@ def cross_entropy(
         z=jnp.sum(z_BT * weights_BT),
         targets=jnp.sum(weights_BT),
     )
+
+
+def output_loss(
+    config: Config,
+    params: Any,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    *,
+    chunks: int | None = None,
+) -> Loss:
+    """`cross_entropy` of the logits that a network's output layer makes of x_BTD, which never exist as a whole.
+
+    Part c of the text is the tokens c, c + C, c + 2C, ..., so that devices that share the length share each part.
+    Where a gradient is asked for, that of each part is computed beside its loss and only the sum is kept: nothing is
+    computed twice. It is the gradient of `objective`; the other sums are not to be differentiated.
+
+    Args:
+      params: those of the network; x_BTD is what it returned with `head=False`.
+      chunks: how many parts C, a divisor of T; by default as few as keep LOGITS.
+    """
+    loss = functools.partial(cross_entropy, label_smoothing=label_smoothing, z_loss=z_loss)
+    head_params = {name: params[name] for name in HEAD_PARAMETERS if name in params}
+    if not config.model.tied_embeddings:
+        head_params.pop("embedding", None)
+    chunks = _chunks(config, *x_BTD.shape[:2]) if chunks is None else chunks
+
+    def part(params: Any, x_BtD: jax.Array, targets_Bt: jax.Array, weights_Bt: jax.Array) -> tuple[jax.Array, Loss]:
+        logits_BtV: Any = Head(config).apply({"params": params}, x_BtD)
+        sums = loss(logits_BtV, targets_Bt, weights_Bt)
+        return sums.objective, sums
+
+    if chunks == 1:
+        return part(head_params, x_BTD, targets_BT, weights_BT)[1]
+    nothing = Loss(*[jnp.float32(0)] * len(Loss._fields))
+
+    @jax.custom_vjp
+    def total(params: Any, *inputs: jax.Array) -> Loss:
+        def add(sums: Loss, inputs: Any) -> tuple[Loss, None]:
+            return jax.tree.map(jnp.add, sums, part(params, *inputs)[1]), None
+
+        return jax.lax.scan(add, nothing, [_split(x, chunks) for x in inputs])[0]
+
+    def forward(params: Any, *inputs: jax.Array) -> tuple[Loss, Any]:
+        def add(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
+            (_, sums), (d_params, d_x_BtD) = jax.value_and_grad(part, (0, 1), has_aux=True)(params, *inputs)
+            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, (sums, d_params)), d_x_BtD
+
+        start = nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        (sums, d_params), d_x_CBtD = jax.lax.scan(add, start, [_split(x, chunks) for x in inputs])
+        d_params = jax.tree.map(lambda x, like: x.astype(like.dtype), d_params, params)
+        return sums, (d_params, jnp.moveaxis(d_x_CBtD, 0, 2).reshape(inputs[0].shape))
+
+    def backward(gradients: Any, d_sums: Loss) -> Any:
+        return *jax.tree.map(lambda x: (x * d_sums.objective).astype(x.dtype), gradients), None, None
+
+    total.defvjp(forward, backward)
+    return total(head_params, x_BTD, targets_BT, weights_BT)
+
+
+def _chunks(config: Config, rows: int, length: int) -> int:
+    """Into how many parts a text is split so that a device holds at most LOGITS logits at once (or one token's)."""
+    logits = rows * length * config.tokenizer.vocab_size // ways("batch", "length", "vocabulary")
+    fewest = min(length, -(-logits // LOGITS))
+    return next(chunks for chunks in range(fewest, length + 1) if length % chunks == 0)
+
+
+def _split(x_BT: jax.Array, chunks: int) -> jax.Array:
+    """[B,T,...] as C interleaved parts, [C,B,T/C,...]."""
+    B, T, *others = x_BT.shape
+    return jnp.moveaxis(x_BT.reshape(B, T // chunks, chunks, *others), 2, 0)

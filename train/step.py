@@ -18,7 +18,7 @@ from model import Source
 from model.experts import LOSSES
 from model.lora import is_trained
 from model.sharding import init_params, param_shardings
-from train.loss import Loss, cross_entropy
+from train.loss import Loss, output_loss
 from train.optimizer import schedule
 
 # inputs, targets, segments, positions, each [B, T] int32; weights [B, T] where not every target counts; with pairs,
@@ -193,11 +193,11 @@ def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array, count: jax.Array) -> tuple[jax.Array, Loss]:
         params = jax.tree_util.tree_map_with_path(frozen, params)
-        logits_BTV, variables = module.apply(
+        x_BTD, variables = module.apply(
             {"params": params}, **network_inputs(batch), rows_B=batch["rows"],
-            deterministic=not config.model.dropout, rngs={"dropout": key}, mutable=[LOSSES],
+            deterministic=not config.model.dropout, head=False, rngs={"dropout": key}, mutable=[LOSSES],
         )  # fmt: skip
-        sums = cross_entropy(logits_BTV, batch["targets"], target_weights(batch), smoothing, z_loss)
+        sums = output_loss(module.config, params, x_BTD, batch["targets"], target_weights(batch), smoothing, z_loss)
         extra = sum((jnp.sum(loss) for loss in jax.tree.leaves(variables)), start=jnp.float32(0))
         return (sums.objective + extra) / count, sums
 

@@ -25,10 +25,18 @@ BYTE_LENGTHS_V = np.array([0, 1, 2, 3, 4], np.int32)  # token 0 is end_of_text
 
 
 class Table:
-    """Logits that depend on the token alone."""
+    """Logits that depend on the token alone: an output layer that reads one-hot vectors."""
+
+    def __init__(self, size: int = V) -> None:
+        wide = {"model.width": size, "model.num_heads": 1, "tokenizer.vocab_size": size}
+        self.config = override(schema.Config(), {**wide, "model.tied_embeddings": False})
 
     def apply(self, variables: Any, tokens_BT: jax.Array, **_: Any) -> jax.Array:
-        return variables["params"][tokens_BT]
+        return jax.nn.one_hot(tokens_BT, self.config.model.width)
+
+
+def as_params(table_VV: Any) -> Any:
+    return {"output": {"kernel": jnp.asarray(table_VV, jnp.float32)}}
 
 
 def batches(count: int) -> list[dict[str, np.ndarray]]:
@@ -45,7 +53,7 @@ def test_bits_per_byte_count_every_target_and_the_bytes_of_the_text_alone():
     table_VV = np.random.default_rng(1).normal(size=(V, V))
     evaluate = make_evaluate(Table(), BYTE_LENGTHS_V, make_mesh(Mesh()))
     data = batches(3)
-    result = evaluate(jnp.asarray(table_VV, jnp.float32), data)
+    result = evaluate(as_params(table_VV), data)
     logs_VV = table_VV - np.log(np.exp(table_VV).sum(-1, keepdims=True))
     nll = tokens = size = 0.0
     for b in data:
@@ -61,10 +69,10 @@ def test_bits_per_byte_count_every_target_and_the_bytes_of_the_text_alone():
 
 
 def test_a_uniform_guess_over_bytes_costs_eight_bits_per_byte():
-    evaluate = make_evaluate(Table(), np.ones(256, np.int32), make_mesh(Mesh(), jax.devices()[:1]))
+    evaluate = make_evaluate(Table(256), np.ones(256, np.int32), make_mesh(Mesh(), jax.devices()[:1]))
     ones = np.ones((2, 4), np.int32)
     batch = {"inputs": ones, "targets": ones, "segments": ones, "positions": ones}
-    assert evaluate(jnp.zeros((256, 256)), [batch])["eval/bits_per_byte"] == pytest.approx(8)
+    assert evaluate(as_params(np.zeros((256, 256))), [batch])["eval/bits_per_byte"] == pytest.approx(8)
 
 
 def test_it_gives_up_between_two_batches_when_asked_to():
@@ -76,7 +84,7 @@ def test_it_gives_up_between_two_batches_when_asked_to():
             taken.append(number)
             yield batch
 
-    assert evaluate(jnp.zeros((V, V)), source(), lambda: len(taken) == 3) is None
+    assert evaluate(as_params(np.zeros((V, V))), source(), lambda: len(taken) == 3) is None
     assert taken == [0, 1, 2]
 
 

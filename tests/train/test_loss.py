@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from tiny import random_params, random_tokens, tiny
 
-from train.loss import cross_entropy
+import train.loss
+from configs import schema
+from configs.convert import override
+from model import build
+from model.sharding import make_mesh, parameter_shapes
+from train.loss import cross_entropy, output_loss
 
 B, T, V = 3, 5, 11
 
@@ -64,3 +70,58 @@ def test_bfloat16_logits_are_summed_in_float32():
     loss = cross_entropy(logits_BTV, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)))
     assert loss.nll.dtype == jnp.float32
     np.testing.assert_allclose(loss.nll, np.log(4096), rtol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tied_embeddings": False, "output_bias": True, "logit_softcap": 5.0}])
+@pytest.mark.parametrize("chunks", [2, 4, 16])
+def test_chunks_of_the_logits_give_the_loss_and_the_gradient_of_all_at_once(settings, chunks):
+    config = tiny(**settings)
+    module = build(config)
+    params, tokens_BT = random_params(module), random_tokens(2, 16)
+    weights_BT = jnp.asarray(np.arange(32).reshape(2, 16) % 3 != 0, jnp.float32)
+
+    def loss(params, chunks):
+        x_BTD = module.apply({"params": params}, tokens_BT, head=False)
+        sums = output_loss(config, params, x_BTD, tokens_BT, weights_BT, 0.1, 0.01, chunks=chunks)
+        return sums.objective / 7, sums
+
+    def plain(params):
+        sums = cross_entropy(module.apply({"params": params}, tokens_BT), tokens_BT, weights_BT, 0.1, 0.01)
+        return sums.objective / 7, sums
+
+    (_, ours), our_gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, chunks), has_aux=True))(params)
+    (_, theirs), their_gradient = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(loss(params, chunks)[1], theirs, rtol=1e-6)  # Without a gradient.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), our_gradient, their_gradient)
+
+
+def test_memory_at_a_large_vocabulary_is_that_of_a_chunk(monkeypatch):
+    config = override(tiny(), {"tokenizer.vocab_size": 262_144})
+    B, T = 2, 64
+
+    def peak(logits: int) -> int:
+        monkeypatch.setattr(train.loss, "LOGITS", logits)
+        x_BTD = jax.ShapeDtypeStruct((B, T, 16), "float32")
+        tokens_BT, weights_BT = jax.ShapeDtypeStruct((B, T), "int32"), jax.ShapeDtypeStruct((B, T), "float32")
+        params = parameter_shapes(build(config))
+
+        def loss(params, *inputs):
+            return output_loss(config, params, *inputs).objective
+
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x_BTD, tokens_BT, weights_BT).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 4 * B * T * 262_144
+    assert peak(2**40) >= whole
+    assert peak(B * 262_144) < whole / 2  # The table's gradient is the rest of it.
+
+
+def test_chunks_are_as_few_as_the_limit_allows_and_divide_the_length():
+    config = override(tiny(), {"tokenizer.vocab_size": 2**18})
+    assert train.loss._chunks(tiny(), 8, 1024) == 1
+    assert train.loss._chunks(config, 1, 1024) == 4
+    assert train.loss._chunks(config, 1, 1026) == 6
+    assert train.loss._chunks(config, 4096, 12) == 12
+    with jax.set_mesh(make_mesh(schema.Mesh(data=2, fsdp=2, tensor=2))):
+        assert train.loss._chunks(config, 8, 1024) == 4

@@ -32,18 +32,20 @@ NOT_A_NUMBER, SPIKE = 1, 2  # tokens that Bigram answers with NaN, and with absu
 
 @dataclasses.dataclass(frozen=True)
 class Bigram:
-    """The smallest network: a table of logits."""
+    """The smallest network: an output layer that reads one-hot vectors, and so is a table of logits."""
 
-    config = Config()
+    config = override(
+        Config(), {"model.width": V, "model.num_heads": 1, "model.tied_embeddings": False, "tokenizer.vocab_size": V}
+    )
 
     def init(self, key: jax.Array, tokens_BT: jax.Array, source: None) -> Any:
         return {"params": {"output": {"kernel": 0.1 * jax.random.normal(key, (V, V))}}}
 
     def apply(self, variables: Any, tokens_BT: jax.Array, mutable: Any = (), **_: Any) -> Any:
-        logits_BTV = variables["params"]["output"]["kernel"][tokens_BT]
-        logits_BTV *= jnp.where(jnp.any(tokens_BT == SPIKE), 1e4, 1.0)
-        logits_BTV += jnp.where(jnp.any(tokens_BT == NOT_A_NUMBER), jnp.nan, 0.0)
-        return (logits_BTV, {}) if mutable else logits_BTV
+        x_BTD = jax.nn.one_hot(tokens_BT, V)
+        x_BTD *= jnp.where(jnp.any(tokens_BT == SPIKE), 1e4, 1.0)
+        x_BTD += jnp.where(jnp.any(tokens_BT == NOT_A_NUMBER), jnp.nan, 0.0)
+        return (x_BTD, {}) if mutable else x_BTD
 
 
 def batch(number: int = 0) -> dict[str, np.ndarray]:
