@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from configs.schema import SECTIONS, Config, ConfigError, Data
 
 # Linear maps that can have low-rank matrices beside them.
 LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent", "query_latent", "key_rotated")
+
+# What kernels cannot do: by which setting it is asked for, and whether a value of it does.
+KERNELS_WITHOUT: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
+    (("fused",), "attention_softcap", bool, "soft-cap"),
+    (("fused", "splash"), "attention_sinks", bool, "sinks"),
+    (("splash",), "position", "alibi".__eq__, "penalty on distance"),
+    (("splash", "ring", "gather"), "position", "relative".__eq__, "learned bias"),
+)
 
 
 def leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -142,11 +150,13 @@ def _check_attention(config: Config) -> None:
         )
     if not model.window_pattern or set(model.window_pattern) - {"L", "G"}:
         raise ConfigError(f"--model.window_pattern={model.window_pattern!r} must be made of the letters L and G.")
-    if model.kernel == "fused" and (model.attention_softcap or model.attention_sinks):
-        raise ConfigError(
-            "--model.kernel=fused knows neither --model.attention_softcap nor --model.attention_sinks: "
-            "use --model.kernel=dense or auto."
-        )
+    for kernels, name, asks, what in KERNELS_WITHOUT:
+        value = getattr(model, name)
+        if model.kernel in kernels and asks(value):
+            raise ConfigError(
+                f"--model.kernel={model.kernel} knows no {what} (--model.{name}={value}): use --model.kernel=dense or "
+                f"auto."
+            )
     if model.attention in ("linear", "delta") and model.network != "decoder":
         raise ConfigError(
             f"--model.attention={model.attention} keeps a state of what came before, which --model.network="

@@ -194,7 +194,12 @@ class Model:
         ("none", "dots", "full"),
     )
     kernel: str = setting(
-        "auto", "How attention is computed; auto picks by platform and by what is asked.", ("auto", "dense", "fused")
+        "auto",
+        "How attention is computed. dense: with all its weights, the only one that can record them; fused: cuDNN's "
+        "on a GPU; splash: Pallas' on a TPU; ring: block by block, keys and values sent around the devices of "
+        "mesh.sequence; gather: the same with all keys brought to each of them. auto picks by platform, mesh and what "
+        "is asked.",
+        ("auto", "dense", "fused", "splash", "ring", "gather"),
     )
 
 
@@ -304,6 +309,7 @@ class Mesh:
     data: int = setting(-1, "Devices that each take a share of the batch and hold all parameters.", at_least=-1)
     fsdp: int = setting(1, "Devices that share the batch and the parameters.", at_least=-1)
     expert: int = setting(1, "Devices that share the batch and the experts.", at_least=-1)
+    sequence: int = setting(1, "Devices that share the tokens of each row, so that texts can be long.", at_least=-1)
     tensor: int = setting(1, "Devices that share each matrix: heads, hidden units, vocabulary.", at_least=-1)
 
 

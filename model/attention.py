@@ -8,6 +8,8 @@ Shapes: B batch, T query length, S key length, D model width, N heads, K key/val
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -15,9 +17,10 @@ import jax.numpy as jnp
 
 from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
-from model import kernels, masks, positions
+from model import kernels, positions
 from model.layers import Linear, Norm, residual_gain
 from model.lens.places import recording, tap
+from model.masks import Sight
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -30,12 +33,12 @@ class Places:
     begins_BT: jax.Array  # The first token of a text, where a recurrent state starts anew, bool.
     real_BT: jax.Array  # Not padding, bool.
     rows_B: jax.Array  # Number of each row in the whole batch, int32.
-    distance_BTS: jax.Array  # How far each key lies behind each query, int32.
-    visible_BTS: jax.Array  # Who may look at whom, bool.
+    sight: Sight  # Who may look at whom.
     rotation: Rotation | None = None  # RoPE's cosines and sines.
     local_rotation: Rotation | None = None  # The same for layers with a window, where those have a base of their own.
     bias_BNTS: jax.Array | None = None  # Added to the scores (its first axes may be 1), float32.
-    source_visible_BTS: jax.Array | None = None  # The source tokens that belong to each token's text, bool.
+    slopes_N: jax.Array | None = None  # ALiBi's: what each head's scores lose per token of distance, float32.
+    source_sight: Sight | None = None  # The source tokens that belong to each token's text.
 
 
 class Attention(nn.Module):
@@ -54,8 +57,7 @@ class Attention(nn.Module):
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
         kept = remember(self, {"key": key_BSKH, "value": value_BSKH}, places.slot_BT)
-        visible_BTS = visible_in(config, places, window)
-        return output(config, read(self, query_BTNH, kept["key"], kept["value"], visible_BTS, places.bias_BNTS))
+        return output(config, read(self, query_BTNH, kept["key"], kept["value"], places, window))
 
 
 class CrossAttention(nn.Module):
@@ -74,8 +76,9 @@ class CrossAttention(nn.Module):
                 self.put_variable("cache", "value", value_BSKH)
         else:
             key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
-        assert places.source_visible_BTS is not None
-        return output(self.config, read(self, query_BTNH, key_BSKH, value_BSKH, places.source_visible_BTS, None))
+        assert places.source_sight is not None
+        places = dataclasses.replace(places, sight=places.source_sight, bias_BNTS=None, slopes_N=None)
+        return output(self.config, read(self, query_BTNH, key_BSKH, value_BSKH, places, window=None))
 
 
 def remember(module: nn.Module, new: dict[str, jax.Array], slots_BT: jax.Array) -> dict[str, jax.Array]:
@@ -101,13 +104,6 @@ def rotation_of(places: Places, window: jax.Array) -> Rotation | None:
         jnp.where(window > 0, near, far) for far, near in zip(places.rotation, places.local_rotation, strict=True)
     )
     return cos, sin
-
-
-def visible_in(config: Config, places: Places, window: jax.Array) -> jax.Array:
-    """Who may look at whom in a layer with this window (0 for none), [B,T,S] bool."""
-    if not config.model.window:
-        return places.visible_BTS
-    return places.visible_BTS & masks.in_window(places.distance_BTS, window)
 
 
 def query(config: Config, x_BTD: jax.Array) -> jax.Array:
@@ -137,31 +133,46 @@ def read(
     query_BTNH: jax.Array,
     key_BSKH: jax.Array,
     value_BSKH: jax.Array,
-    visible_BTS: jax.Array,
-    bias_BNTS: jax.Array | None,
-    scale: float | None = None,
+    places: Places,
+    window: jax.Array | None,
+    scale: float = 0.0,
 ) -> jax.Array:
     """The average of the values that each query may see, by the kernel of the config, [B,T,N,H of the values].
 
-    Scores are multiplied by `scale`, by default as the config says. To be called in the compact method of `module`,
-    a layer of attention: its weights and scores are recorded there.
+    Scores are multiplied by `scale`, 0 for what the config says; `window` is an int32 scalar, 0 or None for none.
+    To be called in the compact method of `module`, a layer of attention: its weights and scores are recorded there.
     """
     config: Config = module.config  # type: ignore[attr-defined]
     model = config.model
     N, H = query_BTNH.shape[2:]
-    scale = model.attention_scale or H**-0.5 if scale is None else scale
-    if kernels.choose(config) == "fused" and not recording(module):
-        read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
-    else:
-        sinks_N = None
-        if model.attention_sinks:
-            sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
-        read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
-            query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
-            scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
+    scale = scale or model.attention_scale or H**-0.5
+    sight, sinks_N = places.sight, None
+    if model.attention_sinks:
+        sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
+    window = window if model.window else None
+    kernel = "dense"
+    if not (recording(module) or module.is_initializing()):
+        kernel = kernels.choose(config, query_BTNH, key_BSKH, value_BSKH, biased=places.bias_BNTS is not None)
+    if kernel in kernels.BLOCKWISE and (module.has_variable("cache", "key") or module.has_variable("cache", "latent")):
+        kernel = "dense"  # With few queries, nothing is gained by blocks.
+    if kernel in kernels.BLOCKWISE:
+        return kernels.blockwise(
+            kernel, config, query_BTNH, key_BSKH, value_BSKH, sight,
+            scale=scale, window=jnp.int32(0) if window is None else window, slopes_N=places.slopes_N, sinks_N=sinks_N,
         )  # fmt: skip
-        tap(module, "weights", weights_BNTS)
-        tap(module, "scores", scores_BNTS)
+    visible_BTS = sight.visible(window)
+    bias_BNTS = places.bias_BNTS
+    if places.slopes_N is not None:
+        far_BTS = jnp.abs(sight.distance()).astype(jnp.float32)
+        bias_BNTS = -places.slopes_N[None, :, None, None] * far_BTS[:, None]
+    if kernel == "fused":
+        return kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
+    read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
+        query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
+        scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
+    )  # fmt: skip
+    tap(module, "weights", weights_BNTS)
+    tap(module, "scores", scores_BNTS)
     return read_BTNH
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from configs.convert import head_width, latent_rope_width, latent_width
 from configs.schema import Config
 from model import positions
-from model.attention import Places, output, read, remember, rotation_of, visible_in
+from model.attention import Places, output, read, remember, rotation_of
 from model.layers import Linear, Norm
 
 
@@ -41,11 +41,10 @@ class LatentAttention(nn.Module):
             kept["rotated"] = positions.rotate(key_BT1P, rotation)[:, :, 0]
         kept = remember(self, kept, places.slot_BT)
 
-        visible_BTS = visible_in(config, places, window)
         key_RNH = HeadMap(config, (R, N, H), name="key")()
         value_RNH = HeadMap(config, (R, N, H), name="value")()
         scale = model.attention_scale or (H + P) ** -0.5
-        absorbs = absorbing_is_cheaper(x_BTD.shape[1], visible_BTS.shape[2], R, H)
+        absorbs = absorbing_is_cheaper(x_BTD.shape[1], kept["latent"].shape[1], R, H)
         if absorbs:  # What a head's key would be made with turns its query instead, and the latent is key and value.
             query_BTNH = jnp.einsum("BTNH,RNH->BTNR", query_BTNH, key_RNH)
             key_BSKH = value_BSKH = kept["latent"][:, :, None]
@@ -55,7 +54,7 @@ class LatentAttention(nn.Module):
             query_BTNH = jnp.concatenate([query_BTNH, rotated_BTNP], axis=-1)
             shared_BSKP = jnp.broadcast_to(kept["rotated"][:, :, None], (*key_BSKH.shape[:3], P))
             key_BSKH = jnp.concatenate([key_BSKH, shared_BSKP], axis=-1)
-        read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, visible_BTS, places.bias_BNTS, scale)
+        read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window, scale)
         if absorbs:
             read_BTNH = jnp.einsum("BTNR,RNH->BTNH", read_BTNH, value_RNH)
         return output(config, read_BTNH)

@@ -15,16 +15,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import feed_forward_width, is_recurrent, latent_width, num_kv_heads, translates
+from configs.convert import feed_forward_width, is_recurrent, latent_width, num_kv_heads, source_length, translates
 from configs.schema import Config, ConfigError
 from model.source import Source
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 
 # What each logical axis is spread over.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
-    "length": (),
+    "length": ("sequence",),  # Of an activation: tokens of a row.
     "layers": (),
     "embed": ("fsdp",),  # Width of a parameter.
     "width": (),  # Width of an activation.
@@ -132,6 +132,7 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
         (f"--train.batch_size={config.train.batch_size} / --train.microbatches={config.train.microbatches}: rows", rows,
          RULES["batch"]),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
+        *((f"--data.{name}={length}", length, RULES["length"]) for name, length in _lengths(config)),
         *(_recurrent_widths(config) if is_recurrent(config) else _widths(config)),
     ):  # fmt: skip
         ways = math.prod(size[axis] for axis in axes)
@@ -144,6 +145,12 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
 
 
 Shared = tuple[str, int, tuple[str, ...]]  # A setting, its number, and the mesh axes that have to divide it.
+
+
+def _lengths(config: Config) -> list[tuple[str, int]]:
+    """The rows that devices share, by setting."""
+    sources = [("source_length", source_length(config.data))] if translates(config) else []
+    return [("length", config.data.length), *sources]
 
 
 def _widths(config: Config) -> list[Shared]:
@@ -186,6 +193,17 @@ def ways(*names: str) -> int:
     """How many devices of the mesh that is set share the logical axes together; 1 outside of a mesh."""
     size = jax.sharding.get_abstract_mesh().shape
     return math.prod(size.get(axis, 1) for name in names for axis in RULES[name])
+
+
+def divides(shape: tuple[int, ...], *names: str) -> bool:
+    """Whether the mesh that is set shares an array of this shape evenly."""
+    return all(length % ways(name) == 0 for length, name in zip(shape, names, strict=True))
+
+
+def platform() -> str:
+    """What is compiled for: cpu, gpu or tpu; with a mesh of devices that are not here, theirs."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.platform if device is not None else jax.default_backend()
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:

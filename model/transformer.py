@@ -16,13 +16,14 @@ import numpy as np
 
 from configs.convert import has_final_norm, layer_windows, max_length
 from configs.schema import Config
-from model import masks, positions
+from model import positions
 from model.attention import Attention, CrossAttention, Places
 from model.experts import LOSSES, Experts
 from model.latent import LatentAttention
 from model.layers import Dropout, FeedForward, Linear, Norm
 from model.lens.places import EDITS, INTERMEDIATES, tap
 from model.linear import DeltaAttention, LinearAttention
+from model.masks import Sight
 from model.sharding import constrain
 
 REMAT_POLICIES = {
@@ -245,35 +246,30 @@ def find_places(
     segments_BT = jnp.ones(shape, jnp.int32) if segments_BT is None else segments_BT
     if slots:
         keys_BS = jnp.broadcast_to(jnp.arange(slots), (shape[0], slots))
-        distance_BTS = masks.distance(positions_BT, keys_BS)
-        visible_BTS = masks.causal(distance_BTS)
+        sight = Sight(positions_BT, keys_BS, causal=True)
     else:
-        distance_BTS = masks.distance(positions_BT, positions_BT)
-        visible_BTS = masks.same_segment(segments_BT, segments_BT)
-        if causal:
-            visible_BTS = visible_BTS & masks.causal(distance_BTS)
-    rotation = local_rotation = bias_BNTS = source_visible_BTS = None
+        sight = Sight(positions_BT, positions_BT, segments_BT, segments_BT, causal)
+    rotation = local_rotation = bias_BNTS = slopes_N = source_sight = None
     if model.position == "rope":
         rotation = positions.rope_rotation(config, positions_BT, real_BT=real_BT)
         local_rotation = positions.rope_rotation(config, positions_BT, local=True) if model.rope_local_base else None
     elif model.position == "alibi":
-        slopes_1N11 = jnp.asarray(positions.alibi_slopes(model.num_heads))[None, :, None, None]
-        bias_BNTS = -slopes_1N11 * jnp.abs(distance_BTS)[:, None].astype(jnp.float32)
+        slopes_N = jnp.asarray(positions.alibi_slopes(model.num_heads), jnp.float32)
     elif model.position == "relative":
-        bias_BNTS = RelativeBias(config, not causal, name="relative")(distance_BTS)
+        bias_BNTS = RelativeBias(config, not causal, name="relative")(sight.distance())
     if source_segments_BS is not None:
-        source_visible_BTS = masks.same_segment(segments_BT, source_segments_BS)
+        source_sight = Sight(positions_BT, jnp.zeros_like(source_segments_BS), segments_BT, source_segments_BS)
     return Places(
         slot_BT=jnp.where(real_BT, positions_BT, slots),
         begins_BT=begins_BT,
         real_BT=real_BT,
         rows_B=rows_B,
-        distance_BTS=distance_BTS,
-        visible_BTS=visible_BTS,
+        sight=sight,
         rotation=rotation,
         local_rotation=local_rotation,
         bias_BNTS=bias_BNTS,
-        source_visible_BTS=source_visible_BTS,
+        slopes_N=slopes_N,
+        source_sight=source_sight,
     )
 
 

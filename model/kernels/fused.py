@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from model.sharding import platform
+
 
 def fused(
     query_BTNH: jax.Array,
@@ -19,7 +21,7 @@ def fused(
     bias = None if bias_BNTS is None else bias_BNTS.astype(query_BTNH.dtype)
     (T, H), S = query_BTNH.shape[1::2], key_BSKH.shape[1]
     fits = H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0  # What cuDNN can do, with a mask and a gradient.
-    cudnn = fits and jax.default_backend() == "gpu" and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    cudnn = fits and platform() == "gpu" and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     width = value_BSKH.shape[-1]
     value_BSKH = jnp.pad(value_BSKH, ((0, 0), (0, 0), (0, 0), (0, H - width)))
     output_BTNH = jax.nn.dot_product_attention(

@@ -86,10 +86,10 @@ def one_device(config: schema.Mesh) -> jax.sharding.Mesh:
     return make_mesh(config, jax.devices()[:1])
 
 
-def program(config: Config) -> str:
+def program(config: Config, shape: tuple[int, int] = (2, 8)) -> str:
     """The compiled network: its parameters and operations."""
     module = build(config)
-    inputs_BT = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    inputs_BT = jax.ShapeDtypeStruct(shape, jnp.int32)
 
     def apply(params, tokens_BT, positions_BT, segments_BT, key):
         options = {"deterministic": False, "rngs": {"dropout": key}, "mutable": [LOSSES]}
@@ -207,6 +207,12 @@ def scores(config: Config) -> Any:
         patch.setattr(train.evaluate, "score", score)
         make_score(build(config), config, corpus, make_tokenizer(config.tokenizer, corpus))(None)
     return asked
+
+
+def shared_program(config: Config) -> str:
+    """The compiled network where two devices share each row."""
+    with jax.set_mesh(make_mesh(schema.Mesh(sequence=2))):
+        return program(config, (4, 256))
 
 
 def devices(config: Config) -> tuple[int, ...]:
@@ -369,7 +375,8 @@ SETTINGS: dict[str, list[Look]] = {
     "model.param_dtype": [(program, {}, ["float32", "bfloat16"])],
     "model.layers": [(program, {"model.num_layers": 2}, ["scan", "unroll"])],
     "model.remat": [(backward, {}, ["none", "dots", "full"])],
-    "model.kernel": [(program, {}, ["dense", "fused"])],  # And auto, which is one of the two.
+    # And auto, which is one of them.
+    "model.kernel": [(shared_program, {}, ["dense", "fused", "splash", "ring", "gather"])],
     "tokenizer.source": [(vocabulary, {}, ["bpe", "bytes", "tokenizer.json"])],
     "tokenizer.vocab_size": [(vocabulary, BPE, [300, 310]), (program, {}, [300, 310])],
     "data.source": [(batches, {}, ["text:text/*.txt", "text:other/*.txt", "jsonl:records.jsonl"])],
@@ -423,6 +430,7 @@ SETTINGS: dict[str, list[Look]] = {
     "mesh.data": [(devices, {"mesh.fsdp": -1}, [1, 2])],
     "mesh.fsdp": [(devices, {"mesh.data": -1}, [1, 2])],
     "mesh.expert": [(devices, {"mesh.data": -1}, [1, 2])],
+    "mesh.sequence": [(devices, {"mesh.data": -1}, [1, 2])],
     "mesh.tensor": [(devices, {"mesh.data": -1}, [1, 2])],
 }
 LOOKS = [(name, number) for name, looks in SETTINGS.items() for number in range(len(looks))]

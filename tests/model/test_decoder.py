@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from model import build
 from model.attention import Attention, Places
 from model.lens.places import INTERMEDIATES
 from model.lens.record import record
+from model.masks import Sight
 from model.sharding import parameter_shapes
 
 SCHEMES = ("rope", "learned", "sinusoidal", "alibi", "none")
@@ -80,18 +82,15 @@ def test_attention_without_positions_sees_a_set():
     x_BTD = np.random.default_rng(0).normal(size=(1, T, 16)).astype(np.float32)
     order = np.random.default_rng(1).permutation(T)
     params = jax.tree.map(lambda p: p[0], random_params(build(tiny()))["layers"]["attention"])
-    everything = jnp.ones((1, T, T), bool)
 
-    @jax.jit
-    def attend(x_BTD, visible_BTS):
-        real_BT = jnp.ones((1, T), bool)
-        distance_BTS = jnp.zeros((1, T, T), jnp.int32)
-        places = Places(jnp.arange(T)[None], ~real_BT, real_BT, jnp.arange(1), distance_BTS, visible_BTS)
+    @partial(jax.jit, static_argnames="causal")
+    def attend(x_BTD, causal=False):
+        real_BT, places_BT = jnp.ones((1, T), bool), jnp.arange(T)[None]
+        places = Places(places_BT, ~real_BT, real_BT, jnp.arange(1), Sight(places_BT, places_BT, causal=causal))
         return module.apply({"params": params}, x_BTD, places, 0)
 
-    np.testing.assert_allclose(attend(x_BTD[:, order], everything), attend(x_BTD, everything)[:, order], atol=1e-5)
-    causal = jnp.tril(everything)
-    assert np.abs(attend(x_BTD[:, order], causal) - attend(x_BTD, causal)[:, order]).max() > 0.1
+    np.testing.assert_allclose(attend(x_BTD[:, order]), attend(x_BTD)[:, order], atol=1e-5)
+    assert np.abs(attend(x_BTD[:, order], causal=True) - attend(x_BTD, causal=True)[:, order]).max() > 0.1
 
 
 @pytest.mark.parametrize("position", ["none", "rope"])

@@ -143,7 +143,11 @@ def test_an_even_router_has_the_least_balance_loss():
 
 @pytest.mark.parametrize(
     ("settings", "sizes"),
-    [({}, (2, 1, 4, 1)), ({"biases": True}, (1, 2, 2, 2)), ({"expert_capacity": 0.5, "biases": True}, (1, 2, 2, 2))],
+    [
+        ({}, (2, 1, 4, 1, 1)),
+        ({"biases": True}, (1, 2, 2, 1, 2)),
+        ({"expert_capacity": 0.5, "biases": True}, (1, 2, 2, 1, 2)),
+    ],
 )
 def test_experts_spread_over_eight_devices_compute_what_one_computes_and_so_do_their_gradients(settings, sizes):
     _, params, x_BTD, apply = layer(**settings)

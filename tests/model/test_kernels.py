@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tiny import tiny
 
+from configs import schema
 from model import kernels
+from model.sharding import make_mesh
 
 B, T, S, H = 2, 5, 7, 3  # Odd sizes: nothing is a multiple of anything.
 HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (3, 1)}
@@ -189,9 +191,47 @@ def test_fused_on_a_gpu_is_cudnn_where_cudnn_can_do_it(monkeypatch, T, S, H, dty
     assert asked == [expected]
 
 
-def test_auto_is_fused_on_a_gpu_where_fused_can_do_what_is_asked(monkeypatch):
-    configs = [tiny(), tiny(attention_sinks=True), tiny(attention_softcap=1.0)]
-    assert [kernels.choose(config) for config in configs] == ["dense"] * 3
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [kernels.choose(config) for config in configs] == ["fused", "dense", "dense"]
-    assert [kernels.choose(tiny(kernel=kernel)) for kernel in ("dense", "fused")] == ["dense", "fused"]
+AUTO = [
+    ("cpu", {}, {}, "dense"),
+    ("gpu", {}, {}, "fused"),
+    ("gpu", {"attention_softcap": 5.0}, {}, "dense"),
+    ("gpu", {"attention_sinks": True}, {}, "dense"),
+    ("tpu", {}, {}, "splash"),
+    ("tpu", {"attention_softcap": 5.0, "window": 3}, {}, "splash"),
+    ("tpu", {"attention_sinks": True}, {}, "dense"),
+    ("cpu", {}, {"sequence": 2}, "gather"),
+    ("cpu", {}, {"sequence": 4}, "ring"),
+    ("gpu", {}, {"sequence": 4}, "ring"),
+    ("tpu", {}, {"sequence": 2}, "splash"),
+    ("tpu", {}, {"sequence": 8, "data": 1}, "ring"),
+    ("tpu", {"position": "alibi"}, {"sequence": 2}, "gather"),
+    ("cpu", {"position": "relative"}, {"sequence": 4}, "dense"),
+]
+
+
+@pytest.mark.parametrize(("platform", "settings", "axes", "kernel"), AUTO)
+def test_auto_picks_by_platform_mesh_and_what_is_asked(platform, settings, axes, kernel, monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: platform)
+    config, length = tiny(**settings), 1024
+    query, key = (jax.ShapeDtypeStruct((8, length, heads, 4), jnp.float32) for heads in (4, 2))
+    with jax.set_mesh(make_mesh(schema.Mesh(**axes))):
+        assert kernels.choose(config, query, key, key, biased=config.model.position == "relative") == kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "reason"),
+    [
+        ("splash", (8, 100, 4, 4), "lengths 100 and 100 are not multiples of 128"),
+        ("ring", (6, 128, 4, 4), "does not divide rows, tokens or heads of (6, 128, 4, 4)"),
+        ("gather", (8, 4 * 1021, 4, 4), "lengths 1021 and 4084 have no fitting divisor"),
+    ],
+)
+def test_a_kernel_that_cannot_take_the_shape_gives_way_to_dense_and_says_so(kernel, shape, reason, caplog):
+    kernels._tell.cache_clear()
+    x, mesh = jax.ShapeDtypeStruct(shape, jnp.float32), {"sequence": 4} if kernel == "gather" else {}
+    with jax.set_mesh(make_mesh(schema.Mesh(**mesh))):
+        for _ in range(2):
+            assert kernels.choose(tiny(kernel=kernel), x, x, x) == "dense"
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"--model.kernel={kernel} gives way to dense: ")
+    assert reason in record.getMessage()

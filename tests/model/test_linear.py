@@ -220,7 +220,7 @@ def test_weights_of_delta_attention_are_recorded():
     assert np.abs(weights_LBNTS[..., -1, :]).min() > 0
 
 
-@pytest.mark.parametrize(("settings", "sizes"), [(KINDS[0], (4, 1, 1, 2)), (KINDS[2], (2, 2, 1, 2))])
+@pytest.mark.parametrize(("settings", "sizes"), [(KINDS[0], (4, 1, 1, 1, 2)), (KINDS[2], (2, 2, 1, 1, 2))])
 def test_eight_devices_compute_what_one_computes(settings, sizes):
     module = build(tiny(**settings, num_layers=1))
     params, tokens_BT = random_params(module), random_tokens(8, 7)

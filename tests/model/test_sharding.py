@@ -33,12 +33,12 @@ def mesh(data=1, fsdp=1, tensor=1, devices=None):
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert mesh(-1, 2, 2).devices.shape == (2, 2, 1, 2)
-    assert mesh(2, -1, 1).devices.shape == (2, 4, 1, 1)
-    assert mesh(1, 1, -1).devices.shape == (1, 1, 1, 8)
-    assert mesh(-1, 4, 2).devices.shape == (1, 4, 1, 2)
-    assert mesh(-1, devices=jax.devices()[:3]).devices.shape == (3, 1, 1, 1)
-    assert mesh(8).axis_names == ("data", "fsdp", "expert", "tensor")
+    assert mesh(-1, 2, 2).devices.shape == (2, 2, 1, 1, 2)
+    assert mesh(2, -1, 1).devices.shape == (2, 4, 1, 1, 1)
+    assert mesh(1, 1, -1).devices.shape == (1, 1, 1, 1, 8)
+    assert mesh(-1, 4, 2).devices.shape == (1, 4, 1, 1, 2)
+    assert mesh(-1, devices=jax.devices()[:3]).devices.shape == (3, 1, 1, 1, 1)
+    assert mesh(8).axis_names == ("data", "fsdp", "expert", "sequence", "tensor")
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (-1, 0, 1), (-1, 3, 1), (2, 2, 1), (16, 1, 1), (-1, 16, 1)])
@@ -46,7 +46,9 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_flags_and_the_number_of_de
     with pytest.raises(ConfigError) as error:
         mesh(*sizes)
     data, fsdp, tensor = sizes
-    assert f"--mesh.data={data}, --mesh.fsdp={fsdp}, --mesh.expert=1, --mesh.tensor={tensor}" in str(error.value)
+    assert f"--mesh.data={data}, --mesh.fsdp={fsdp}, --mesh.expert=1, --mesh.sequence=1, --mesh.tensor={tensor}" in str(
+        error.value
+    )
     assert "at most one may be -1" in str(error.value) or "there are 8" in str(error.value)
 
 
