@@ -75,7 +75,15 @@ def losses(devices: int, steps: int = 3, **settings: Any) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"mesh__data": 8}, {"mesh__data": 1, "mesh__fsdp": 8}, {"mesh__data": 4, "mesh__tensor": 2}], ids=str
+    "mesh",
+    [
+        {"mesh__data": 8},
+        {"mesh__data": 1, "mesh__fsdp": 8},
+        {"mesh__data": 4, "mesh__tensor": 2},
+        {"mesh__data": 2, "mesh__sequence": 4},
+        {"mesh__data": 2, "mesh__sequence": 2, "mesh__tensor": 2},
+    ],
+    ids=str,
 )
 def test_eight_devices_compute_what_one_does(mesh):
     np.testing.assert_allclose(losses(8, **mesh), losses(1), rtol=1e-5)
