@@ -62,8 +62,7 @@ def _attend(
     (T, N), S, shards = query_BTNH.shape[1:3], key_BSKH.shape[1], (ways("length"), ways("heads"))
     if not (window or sight.causal):  # A mask that hides nothing has nothing to share: each device gets a whole one.
         (T, N), shards = (T // shards[0], N // shards[1]), (1, 1)
-    with jax.ensure_compile_time_eval():
-        kernel = _kernel(T, S, N, window, sight.causal, softcap, shards)
+    kernel = _kernel(T, S, N, window, sight.causal, softcap, shards)
     segments = sight.segments
 
     def local(kernel: Any, query_BTNH: jax.Array, *rest: jax.Array) -> jax.Array:
