@@ -112,9 +112,11 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
         raise ConfigError(f"{asked}: each axis is at least 1, and at most one may be -1.")
     known = math.prod(size for size in sizes if size != -1)
     if len(devices) % known or (-1 not in sizes and known != len(devices)):
+        fitting = [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]
+        nearest = [*[size for size in fitting if size <= known][-1:], *[size for size in fitting if size > known][:1]]
         raise ConfigError(
-            f"{asked} makes {known} devices, but there are {len(devices)}: "
-            f"set one axis to -1 and the others to divisors of {len(devices)}."
+            f"{asked} makes {known} devices, but there are {len(devices)}: make the product of all axes but one "
+            f"{' or '.join(map(str, nearest))}, and set that one to -1."
         )
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
@@ -137,10 +139,11 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     ):  # fmt: skip
         ways = math.prod(size[axis] for axis in axes)
         if number % ways:
+            below, above = number // ways * ways, (number // ways + 1) * ways
+            nearest = f"are {below} and {above}" if below else f"is {above}"
             raise ConfigError(
                 f"{what} ({number}) cannot be shared evenly by the {ways} devices of the mesh axis "
-                f"{' x '.join(axes)}: the nearest that can are {number - number % ways or ways} and "
-                f"{number - number % ways + ways}."
+                f"{' x '.join(axes)}: the nearest that can {nearest}."
             )
 
 

@@ -151,3 +151,13 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_lies_whole_on_each_device():
     with jax.set_mesh(on):
         logits_BTV = jax.jit(module.apply)({"params": jax.device_put(params, shardings)}, tokens_BT)
     np.testing.assert_allclose(logits_BTV, expected, atol=1e-5 * jnp.abs(expected).max())
+
+
+def test_errors_name_the_nearest_choices_that_work():
+    with pytest.raises(ConfigError, match="makes 3 devices, but there are 8: .* all axes but one 2 or 4"):
+        mesh(-1, 3, 1)
+    with pytest.raises(ConfigError, match=r"--model.num_heads=4 \(4\) .* the nearest that can is 8\."):
+        sharding.check_divisible(override(tiny(), {"train.batch_size": 8}), mesh(1, 1, 8))
+    long = override(tiny(), {"train.batch_size": 8, "data.length": 60})
+    with pytest.raises(ConfigError, match=r"--data.length=60 \(60\) .* sequence: the nearest that can are 56 and 64\."):
+        sharding.check_divisible(long, sharding.make_mesh(schema.Mesh(data=1, sequence=8)))
