@@ -154,7 +154,7 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_lies_whole_on_each_device():
 
 
 def test_errors_name_the_nearest_choices_that_work():
-    with pytest.raises(ConfigError, match="makes 3 devices, but there are 8: .* all axes but one 2 or 4"):
+    with pytest.raises(ConfigError, match=r"makes 3 devices, but there are 8: .* all axes but one 2 or 4"):
         mesh(-1, 3, 1)
     with pytest.raises(ConfigError, match=r"--model.num_heads=4 \(4\) .* the nearest that can is 8\."):
         sharding.check_divisible(override(tiny(), {"train.batch_size": 8}), mesh(1, 1, 8))
