@@ -1,0 +1,130 @@
+"""Communication in a compiled program: what is sent, by whom, and how long the links take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+
+from launch.plans.chips import Chip
+from launch.plans.hlo import Instruction, Program
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange, which a step makes `count` times."""
+
+    kind: str
+    bytes: int  # Of the whole array: what is gathered, reduced or exchanged.
+    group: tuple[int, ...]  # The devices of the first group that exchange among themselves, by their number.
+    seconds: float  # Over the links.
+    asynchronous: bool
+    source: str
+    count: int = 1
+    exposed: float = 0.0  # Seconds, of each, in which the core waits.
+
+    def repeated(self, times: int) -> Collective:
+        """The same in a loop that goes round so often."""
+        return dataclasses.replace(self, count=self.count * times)
+
+    def waited(self, seconds: float) -> Collective:
+        """The same, with what the core waited for it."""
+        return dataclasses.replace(self, exposed=seconds)
+
+
+def collective_of(program: Program, instruction: Instruction, chip: Chip, shape: tuple[int, ...]) -> Collective | None:
+    """The exchange that an instruction makes or starts; None if it makes none."""
+    opcode = instruction.opcode
+    kind = opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+        return _priced(program, instruction, kind, opcode.endswith("-start"), chip, shape)
+    if opcode == "fusion" and not _is_done(instruction) and "convolution" not in instruction.name:
+        for name in instruction.calls:
+            for inner in program.computations[name]:
+                if inner.opcode in COLLECTIVES:
+                    starts = any(other.target == "AsyncCollectiveStart" for other in program.computations[name])
+                    return _priced(program, inner, inner.opcode, starts, chip, shape)
+    if opcode == "async-start":
+        for name in instruction.calls:
+            for inner in program.computations[name]:
+                if inner.opcode in COLLECTIVES:
+                    return _priced(program, inner, inner.opcode, True, chip, shape)
+    return None
+
+
+def _is_done(instruction: Instruction) -> bool:
+    return instruction.name.startswith("async-collective-done")
+
+
+def _priced(
+    program: Program, instruction: Instruction, kind: str, asynchronous: bool, chip: Chip, shape: tuple[int, ...]
+) -> Collective:
+    group = first_group(instruction, program.partitions)
+    size = max(1, len(group))
+    made = instruction.arrays
+    if asynchronous and instruction.opcode.endswith("-start") and len(made) > 1:
+        made = made[len(made) // 2 : len(made) // 2 + 1] if kind != "all-reduce" else made
+    number = sum(array.bytes for array in made)
+    whole = number * size if kind == "reduce-scatter" else number
+    share = (size - 1) / size
+    bandwidth = group_bandwidth(size, chip, shape)
+    if kind == "all-reduce":
+        seconds = 2 * whole * share / bandwidth
+    elif kind == "collective-permute":
+        seconds = whole / chip.link
+    elif kind in ("all-to-all", "ragged-all-to-all"):
+        # Each number goes a quarter of the way around a ring on average, not all of it.
+        seconds = whole * share / bandwidth / 4 * max(1.0, math.log2(size) / 2)
+    else:
+        seconds = whole * share / bandwidth
+    return Collective(kind, whole, group, seconds, asynchronous, instruction.source)
+
+
+def group_bandwidth(size: int, chip: Chip, shape: tuple[int, ...]) -> float:
+    """Bytes per second that each device of a group can receive: over the links of as many axes as the group spans."""
+    lengths, axes, reached = sorted(shape, reverse=True), 0, 1
+    for length in lengths:
+        if reached >= size:
+            break
+        reached, axes = reached * length, axes + 1
+    closed = [length >= chip.wraps for length in lengths[: max(1, axes)]]
+    # An axis that is no ring sends in both directions as well, but its ends have one link only.
+    links = sum(2 if ring else 1 for ring in closed)
+    if size > math.prod(shape) * chip.devices:
+        return min(links * chip.link, chip.dcn * math.prod(shape))
+    return links * chip.link
+
+
+def first_group(instruction: Instruction, partitions: int) -> tuple[int, ...]:
+    """The devices of the first group, in each of the ways in which HLO writes groups."""
+    text = instruction.attribute("replica_groups") or instruction.attribute("source_target_pairs")
+    if text.startswith("mesh["):
+        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", text.split("]")[0])]
+        used = set(re.findall(r"'([^']+)'", text.split("]", 1)[1]))
+        group = [0]
+        stride = math.prod(size for _, size in axes)
+        for name, size in axes:
+            stride //= size
+            if name in used:
+                group = [start + stride * index for start in group for index in range(size)]
+        return tuple(group)
+    if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        groups, *lengths = (int(n) for n in match[1].split(","))
+        size = math.prod(lengths) if lengths else groups
+        dims = [int(n) for n in match[2].split(",")]
+        order = [int(n) for n in match[3].split(",")] if match[3] else list(range(len(dims)))
+        strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
+        group = []
+        for index in range(size):
+            device = 0
+            for axis in reversed(order):
+                index, place = divmod(index, dims[axis])
+                device += place * strides[axis]
+            group.append(device)
+        return tuple(group)
+    if text.startswith("{{"):
+        return tuple(int(n) for n in re.findall(r"\d+", text[: text.find("}")]))
+    return tuple(range(partitions))

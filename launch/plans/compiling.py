@@ -1,0 +1,141 @@
+"""The step of a training run, or one token of decoding, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from configs.convert import source_length, translates
+from configs.schema import Config, ConfigError
+from launch.plans.chips import CHIPS
+from launch.plans.topology import Topology
+from model import build
+from model.sharding import batch_sharding, check_divisible, parameter_shapes
+from train.optimizer import make_optimizer
+from train.step import jit_train_step, make_train_step, state_shape
+
+# Gathers and permutations run beside computation everywhere; MaxText gives libtpu these for its published runs.
+ASYNCHRONOUS = {"xla_enable_async_all_gather": "true", "xla_enable_async_collective_permute": "true"}
+# Only on a v5e may they be fused with computation (the compiler refuses it elsewhere).
+FUSED = {
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+OPTIONS = {chip: ASYNCHRONOUS for chip in CHIPS} | {"v5e": ASYNCHRONOUS | FUSED}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    parameters: int
+    optimizer: int  # Moments, averages, counters: the state without the parameters.
+    batch: int
+    temporary: int  # Activations, gradients, gathered parameters: what the step needs while it runs.
+    code: int
+    peak: int
+    host: int = 0  # In the host's memory, if anything is offloaded.
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program as it would run."""
+
+    text: str  # Scheduled HLO.
+    memory: Memory
+    seconds: float  # That compiling took.
+
+
+class OutOfMemory(Exception):  # noqa: N818 - an answer, not a failure
+    """The compiler found that the program does not fit; `buffers` are (bytes, what), the largest first."""
+
+    def __init__(self, needed: float, limit: float, buffers: list[tuple[float, str]], parts: Memory) -> None:
+        super().__init__(f"needs {needed / 2**30:.2f} GiB of {limit / 2**30:.2f}")
+        self.needed, self.limit, self.buffers, self.parts = needed, limit, buffers, parts
+
+
+def train_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory]:
+    """The lowered train step of `train/step.py`, and the bytes that go into it."""
+    check_divisible(config, mesh)
+    module = build(config)
+    optimizer = make_optimizer(config, parameter_shapes(module))
+    state = state_shape(module, optimizer, config, mesh)
+    sharding = batch_sharding(mesh)
+
+    def rows(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.train.batch_size, length), jnp.int32, sharding=sharding)
+
+    batch = {name: rows(config.data.length) for name in ("inputs", "targets", "segments", "positions")}
+    if translates(config):
+        sources = rows(source_length(config.data))
+        batch |= {name: sources for name in ("source", "source_segments", "source_positions")}
+    step = make_train_step(module, optimizer, config)
+    jitted: Any = jit_train_step(step, jax.tree.map(lambda leaf: leaf.sharding, state), sharding)
+    with jax.set_mesh(mesh):
+        lowered = jitted.lower(state, batch)
+    parameters = bytes_on_a_device(state.params)
+    return lowered, Memory(parameters, bytes_on_a_device(state) - parameters, bytes_on_a_device(batch), 0, 0, 0)
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """Of arrays (`jax.ShapeDtypeStruct`) that are spread over a mesh."""
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def compile_program(lowered: Any, inputs: Memory, options: dict[str, str]) -> Compiled:
+    """Compile what was lowered.
+
+    Raises:
+      OutOfMemory: it does not fit into the device's memory.
+      ConfigError: the compiler refuses an option.
+    """
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        raise _understood(str(error), inputs) from error
+    seconds = time.perf_counter() - began
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        inputs.parameters, inputs.optimizer, inputs.batch,
+        temporary=stats.temp_size_in_bytes, code=stats.generated_code_size_in_bytes,
+        peak=stats.peak_memory_in_bytes, host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
+    )  # fmt: skip
+    return Compiled(compiled.as_text(), memory, seconds)
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _understood(message: str, inputs: Memory) -> Exception:
+    """The compiler's complaint as ours."""
+    if option := re.search(r"No such compile option: '([^']*)'", message):
+        return ConfigError(f"--options: this libtpu has no option {option[1]}.")
+    if "RESOURCE_EXHAUSTED" not in message or "HBM" not in message.upper():
+        return ConfigError(f"The compiler refuses this program: {message.strip()[:2000]}")
+    sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"\b([\d.]+)([KMGT]?)B?\b(?=[ )])", message)]
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message) or re.search(
+        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
+    )
+    needed = float(used[1]) * UNITS[used[2]] if used else max(sizes, default=0.0)
+    limit = float(used[3]) * UNITS[used[4]] if used else 0.0
+    buffers = []
+    for size, unit, rest in re.findall(r"Size: ([\d.]+)([KMGT]?)\n(.*?)(?=\n\s*=+|\Z)", message, re.DOTALL):
+        shape = re.search(r"Shape: (\S+)", rest)
+        name = re.search(r'op_name="([^"]*)"', rest)
+        what = " ".join(part[1] for part in (shape, name) if part)
+        buffers.append((float(size) * UNITS[unit], what))
+    return OutOfMemory(needed, limit, buffers, inputs)
+
+
+def options_for(topology: Topology, more: dict[str, str]) -> dict[str, str]:
+    """The compiler's options for a kind of chip, and those asked for besides."""
+    return {**OPTIONS[topology.chip.name], **more}

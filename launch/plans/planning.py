@@ -1,0 +1,139 @@
+"""The plan of a run as plain data: what is printed as a table or as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from configs.schema import Config
+from launch.plans.collectives import Collective
+from launch.plans.compiling import Memory, OutOfMemory, compile_program, options_for, train_program
+from launch.plans.hlo import read
+from launch.plans.pricing import Price, price
+from launch.plans.topology import Topology, devices_of
+from model.sharding import make_mesh
+from train.metrics import train_flops_per_token
+
+NOTE = "Compiled on this machine; nothing was run on a TPU. Times are estimates, and only differences above 10% count."
+
+
+def make_plan(
+    config: Config, topology: Topology, step: str = "train", options: dict[str, str] | None = None, tokens: float = 0.0
+) -> dict[str, Any]:
+    """Compile a step for a topology and say what it takes.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices or the network, or the compiler refuses the program.
+    """
+    options = options_for(topology, options or {})
+    mesh = make_mesh(config.mesh, devices_of(topology))
+    lowered, inputs = train_program(config, mesh)
+    plan: dict[str, Any] = {
+        "config": config.name,
+        "step": step,
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": topology.chips,
+        "devices": topology.devices,
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "batch_size": config.train.batch_size,
+        "length": config.data.length,
+        "note": NOTE,
+        "compiler": {
+            "libtpu": importlib.metadata.version("libtpu"),
+            "jax": importlib.metadata.version("jax"),
+            "options": options,
+            "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+        },
+    }
+    try:
+        compiled = compile_program(lowered, inputs, options)
+    except OutOfMemory as full:
+        return plan | {"fits": False, "memory": memory_of(full.parts, full.needed, full.limit), "largest": [
+            {"bytes": size, "what": what} for size, what in full.buffers[:8]
+        ]}  # fmt: skip
+    plan["compiler"]["seconds"] = round(compiled.seconds, 1)
+    limit = topology.chip.hbm
+    plan |= {"fits": True, "memory": memory_of(compiled.memory, compiled.memory.peak, limit)}
+    found = price(read(compiled.text), topology.chip, topology.shape)
+    plan |= {"time": time_of(config, topology, found), "collectives": collectives_of(found, mesh)}
+    if tokens:
+        plan["run"] = run_of(config, topology, found, tokens)
+    return plan
+
+
+def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
+    """Bytes on each device."""
+    return {
+        "parameters": parts.parameters,
+        "optimizer": parts.optimizer,
+        "batch": parts.batch,
+        "temporary": parts.temporary,
+        "code": parts.code,
+        "host": parts.host,
+        "peak": peak,
+        "limit": limit,
+    }
+
+
+def time_of(config: Config, topology: Topology, found: Price) -> dict[str, float]:
+    """Seconds of one step, and the share of the chips' peak that its model FLOPs are."""
+    flops = train_flops_per_token(config) * config.train.batch_size * config.data.length / topology.devices
+    peak = topology.chip.flops
+    return {
+        "seconds": found.scheduled,
+        "hidden": found.hidden,
+        "exposed": found.exposed,
+        "null": found.null,
+        "kernels": found.kernels,
+        "matmul_flops": found.matmul_flops,
+        "kernel_flops": found.kernel_flops,
+        "model_flops": flops,
+        "mfu": flops / found.scheduled / peak,
+        "mfu_hidden": flops / found.hidden / peak,
+        "mfu_exposed": flops / found.exposed / peak,
+        "mfu_null": flops / found.null / peak if found.null else 0.0,
+    }
+
+
+def collectives_of(found: Price, mesh: Any) -> list[dict[str, Any]]:
+    """Communication by kind and mesh axes."""
+    groups: dict[tuple[str, str, bool], list[Collective]] = defaultdict(list)
+    for collective in found.collectives:
+        axes = "+".join(axes_of(collective.group, mesh)) or "-"
+        groups[collective.kind, axes, collective.exposed == 0].append(collective)
+    rows = [
+        {
+            "kind": kind,
+            "axes": axes,
+            "hidden": hidden,
+            "count": sum(one.count for one in several),
+            "bytes": sum(one.count * one.bytes for one in several),
+            "seconds": sum(one.count * one.seconds for one in several),
+            "exposed": sum(one.count * one.exposed for one in several),
+        }
+        for (kind, axes, hidden), several in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def axes_of(group: tuple[int, ...], mesh: Any) -> list[str]:
+    """The axes of the mesh along which the devices of a group differ."""
+    places = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
+    return [axis for axis, place in zip(mesh.axis_names, places, strict=True) if len(set(place.tolist())) > 1]
+
+
+def run_of(config: Config, topology: Topology, found: Price, tokens: float) -> dict[str, float]:
+    """What a run over so many tokens takes."""
+    per_second = config.train.batch_size * config.data.length / found.scheduled
+    hours = tokens / per_second / 3600
+    return {
+        "tokens": tokens,
+        "tokens_per_second": per_second,
+        "days": hours / 24,
+        "chip_hours": hours * topology.chips,
+    }

@@ -1,0 +1,134 @@
+"""What a compiled program costs on a chip: a walk along its schedule, with the loops multiplied by their trips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launch.plans.chips import Chip
+from launch.plans.collectives import Collective, collective_of
+from launch.plans.flops import kernel_flops, matmul_flops
+from launch.plans.hlo import Computation, Instruction, Program
+
+PALLAS = "tpu_custom_call"
+NULL = 0.72  # Of the peak: what the matrix multiplications of a good program reach.
+
+
+@dataclass
+class Costs:
+    """Of a computation, once."""
+
+    busy: float = 0.0  # Seconds in which the core computes.
+    elapsed: float = 0.0  # Seconds with the waits for collectives that the schedule does not hide.
+    matmul_flops: float = 0.0
+    kernel_flops: float = 0.0  # Of Pallas kernels, which the compiler knows nothing about.
+    kernels: float = 0.0  # Their seconds, part of `busy`.
+    collectives: list[Collective] = field(default_factory=list)
+
+    def add(self, other: Costs, times: int) -> None:
+        """Another computation, which is run so many times."""
+        for name in ("busy", "elapsed", "matmul_flops", "kernel_flops", "kernels"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        self.collectives += [collective.repeated(times) for collective in other.collectives]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one step takes, in seconds."""
+
+    hidden: float  # If all communication is hidden behind computation.
+    scheduled: float  # As the compiler has scheduled it: the prediction.
+    exposed: float  # If no communication is hidden.
+    null: float  # Matrix multiplications alone, at NULL of the peak.
+    kernels: float  # Of `hidden`, Pallas kernels.
+    matmul_flops: float
+    kernel_flops: float
+    collectives: tuple[Collective, ...]
+
+
+def price(program: Program, chip: Chip, shape: tuple[int, ...]) -> Price:
+    """The price of a program on slices of this shape."""
+    costs = _walk(program, program.computations[program.entry], chip, shape)
+    communication = sum(collective.seconds * collective.count for collective in costs.collectives)
+    return Price(
+        hidden=costs.busy,
+        scheduled=costs.elapsed,
+        exposed=costs.busy + communication,
+        null=costs.matmul_flops / (NULL * chip.flops),
+        kernels=costs.kernels,
+        matmul_flops=costs.matmul_flops,
+        kernel_flops=costs.kernel_flops,
+        collectives=tuple(costs.collectives),
+    )
+
+
+def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[int, ...]) -> Costs:
+    """Start the instructions one after the other; a transfer that was started goes on meanwhile.
+
+    Transfers over links wait for each other; whoever needs one that is not done waits.
+    """
+    costs, now, links_free = Costs(), 0.0, 0.0
+    done_at: dict[str, tuple[float, Collective]] = {}
+    for instruction in computation:
+        if instruction.opcode == "while":
+            trips = program.trips(instruction)
+            body = program.computations[instruction.attribute("body").lstrip("%")]
+            inside = _walk(program, body, chip, shape)
+            costs.add(inside, trips)
+            now += trips * inside.elapsed
+        elif instruction.opcode in ("conditional", "call") and instruction.calls:
+            branches = [_walk(program, program.computations[name], chip, shape) for name in instruction.calls]
+            longest = max(branches, key=lambda branch: branch.elapsed)
+            costs.add(longest, 1)
+            now += longest.elapsed
+        elif collective := collective_of(program, instruction, chip, shape):
+            begins = max(now, links_free)
+            links_free = begins + collective.seconds
+            if collective.asynchronous:
+                done_at[instruction.name] = (links_free, collective)
+            else:
+                now = links_free
+                costs.collectives.append(collective.waited(collective.seconds))
+        elif (start := _finishes(computation, instruction, done_at)) is not None:
+            ready, collective = done_at.pop(start)
+            waited = max(0.0, ready - now)
+            costs.collectives.append(collective.waited(waited))
+            now += waited
+        else:
+            seconds = _seconds(program, computation, instruction, chip, costs)
+            costs.busy += seconds
+            now += seconds
+    costs.elapsed = now
+    return costs
+
+
+def _finishes(computation: Computation, instruction: Instruction, pending: Mapping[str, object]) -> str | None:
+    """The start of the transfer that this instruction waits for."""
+    if not (
+        instruction.opcode.endswith("-done")
+        or "AsyncCollectiveDone" in instruction.attributes
+        or instruction.name.startswith("async-collective-done")
+    ):
+        return None
+    seen, stack = set(), list(instruction.operands)
+    while stack:
+        name = stack.pop()
+        if name in pending:
+            return name
+        if name not in seen and name in computation.instructions and len(seen) < 1000:
+            seen.add(name)
+            stack += computation.instructions[name].operands
+    return None
+
+
+def _seconds(program: Program, computation: Computation, instruction: Instruction, chip: Chip, costs: Costs) -> float:
+    """What the core spends on an instruction; counts its operations."""
+    if instruction.opcode == "custom-call" and instruction.target == PALLAS:
+        flops = kernel_flops(computation, instruction)
+        costs.kernel_flops += flops
+        seconds = flops / (0.5 * chip.flops)
+        costs.kernels += seconds
+        return seconds
+    costs.matmul_flops += matmul_flops(program, computation, instruction)
+    cycles = instruction.cycles
+    return (cycles or 0) / chip.clock

@@ -1,0 +1,75 @@
+"""A plan for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def as_text(plan: dict[str, Any]) -> str:
+    """The plan as a few short tables."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
+    slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
+    lines = [
+        f"{plan['config']}, {plan['step']} step on {plan['topology']}{slices}: {plan['chips']} chips, mesh {mesh}, "
+        f"batch {plan['batch_size']} x {plan['length']}",
+        "",
+        *_memory(plan),
+    ]
+    if plan["fits"]:
+        lines += ["", *_time(plan["time"]), "", *_collectives(plan["collectives"])]
+    if "run" in plan:
+        run = plan["run"]
+        lines += [
+            "",
+            f"{run['tokens']:.3g} tokens: {run['tokens_per_second']:,.0f} tokens/s, {run['days']:,.1f} days, "
+            f"{run['chip_hours']:,.0f} chip-hours",
+        ]
+    compiler = plan["compiler"]
+    options = " ".join(f"{name}={value}" for name, value in compiler["options"].items())
+    return "\n".join([*lines, "", plan["note"], f"libtpu {compiler['libtpu']}, jax {compiler['jax']}; {options}"])
+
+
+def _gib(number: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if number >= 0.1 * size:
+            return f"{number / size:9.2f} {unit}"
+    return f"{number / 2**10:9.2f} KiB"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:9.3f} s " if number >= 0.1 else f"{number * 1e3:9.3f} ms"
+
+
+def _memory(plan: dict[str, Any]) -> list[str]:
+    memory = plan["memory"]
+    verdict = "fits" if plan["fits"] else "DOES NOT FIT"
+    lines = [f"memory per device: {verdict}: {_gib(memory['peak']).strip()} of {_gib(memory['limit']).strip()}"]
+    for name in ("parameters", "optimizer", "batch", "temporary", "code", "host"):
+        if memory[name]:
+            lines.append(f"  {name:<12}{_gib(memory[name])}")
+    for buffer in plan.get("largest", []):
+        lines.append(f"  {'':<12}{_gib(buffer['bytes'])}  {buffer['what']}")
+    return lines
+
+
+def _time(time: dict[str, float]) -> list[str]:
+    rows = [
+        ("predicted (as scheduled)", time["seconds"], time["mfu"]),
+        ("all communication hidden", time["hidden"], time["mfu_hidden"]),
+        ("no communication hidden", time["exposed"], time["mfu_exposed"]),
+        ("null model (72% of peak)", time["null"], time["mfu_null"]),
+    ]
+    return [
+        "time per step                              MFU",
+        *(f"  {n:<26}{_seconds(s)}  {m:6.1%}" for n, s, m in rows),
+    ]
+
+
+def _collectives(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["communication       axes              count         GB         taken       exposed"]
+    for row in rows:
+        lines.append(
+            f"  {row['kind']:<18}{row['axes']:<14}{row['count']:>9}{row['bytes'] / 1e9:>11.3f}"
+            f"  {_seconds(row['seconds'])}  {_seconds(row['exposed'])}"
+        )
+    return lines if rows else ["communication: none"]
