@@ -215,6 +215,19 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, _fitting(spec, names, x.shape, mesh.shape))
 
 
+def constrain_parameters(params: Any, whole: bool = False) -> Any:
+    """Tell the compiler how parameters (or their gradients) lie on the mesh; outside of a mesh, nothing.
+
+    With `whole`, the axis that `fsdp` shares is brought together, as it must be to multiply with it.
+    """
+
+    def lie(path: str, x: jax.Array) -> jax.Array:
+        return constrain(x, *("width" if whole and name == "embed" else name for name in parameter_axes(path)))
+
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    return unflatten_dict({path: lie(path, x) for path, x in flat.items()}, sep="/")
+
+
 def _fitting(
     spec: PartitionSpec, names: tuple[str, ...], shape: tuple[int, ...], size: Mapping[str, int]
 ) -> PartitionSpec:

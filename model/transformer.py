@@ -165,18 +165,27 @@ def through_layers(
 
 def to_logits(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
     """A logit for every word, [B,T,V] float32."""
+    return softcap(config, to_scores(config, tokens, x_BTD))
+
+
+def to_scores(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
+    """The logits before `softcap`: what is linear in the parameters, [B,T,V] float32."""
     model, V = config.model, config.tokenizer.vocab_size
     if model.tied_embeddings:
-        logits_BTV = tokens.scores(x_BTD)
+        scores_BTV = tokens.scores(x_BTD)
     else:
-        logits_BTV = Linear(config, (model.width,), (V,), bias=False, name="output")(x_BTD).astype(jnp.float32)
+        scores_BTV = Linear(config, (model.width,), (V,), bias=False, name="output")(x_BTD).astype(jnp.float32)
     if model.logit_scale != 1:
-        logits_BTV = logits_BTV * model.logit_scale
+        scores_BTV = scores_BTV * model.logit_scale
     if model.output_bias:
-        logits_BTV = logits_BTV + OutputBias(config, name="output_bias")()[None, None]
-    if model.logit_softcap:
-        logits_BTV = model.logit_softcap * jnp.tanh(logits_BTV / model.logit_softcap)
-    return constrain(logits_BTV, "batch", "length", "vocabulary")
+        scores_BTV = scores_BTV + OutputBias(config, name="output_bias")()[None, None]
+    return constrain(scores_BTV, "batch", "length", "vocabulary")
+
+
+def softcap(config: Config, scores_BTV: jax.Array) -> jax.Array:
+    """The logits of these scores, [B,T,V] float32."""
+    cap = config.model.logit_softcap
+    return cap * jnp.tanh(scores_BTV / cap) if cap else scores_BTV
 
 
 class Head(nn.Module):
@@ -186,9 +195,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits [B,T,V] float32 of what a network called with `head=False` returned."""
+        """Scores [B,T,V] float32 of what a network called with `head=False` returned; `softcap` makes them logits."""
         tokens = Embedding(self.config, self.config.tokenizer.vocab_size, name="embedding")
-        return to_logits(self.config, tokens, x_BTD)
+        return to_scores(self.config, tokens, x_BTD)
 
 
 class OutputBias(nn.Module):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from configs.schema import Config
 from model import Head
-from model.sharding import ways
+from model.sharding import constrain_parameters, ways
+from model.transformer import softcap
 
 LOGITS = 2**26  # Numbers of logits that a device holds at once: 256 MiB in float32.
 HEAD_PARAMETERS = ("embedding", "output", "output_bias")
@@ -77,47 +78,75 @@ def output_loss(
     Where a gradient is asked for, that of each part is computed beside its loss and only the sum is kept: nothing is
     computed twice. It is the gradient of `objective`; the other sums are not to be differentiated.
 
+    Devices that each keep a share of the output layer bring it together once. The gradient of it needs an exchange
+    between them as well, so it is computed for a group of parts at a time (see `_groups`), whose gradients of the
+    logits are kept until then, in the dtype of x_BTD.
+
     Args:
       params: those of the network; x_BTD is what it returned with `head=False`.
       chunks: how many parts C, a divisor of T; by default as few as keep LOGITS.
     """
-    loss = functools.partial(cross_entropy, label_smoothing=label_smoothing, z_loss=z_loss)
     head_params = {name: params[name] for name in HEAD_PARAMETERS if name in params}
     if not config.model.tied_embeddings:
         head_params.pop("embedding", None)
     chunks = _chunks(config, *x_BTD.shape[:2]) if chunks is None else chunks
+    groups = _groups(config, x_BTD.shape[0], x_BTD.shape[1], chunks)
 
-    def part(params: Any, x_BtD: jax.Array, targets_Bt: jax.Array, weights_Bt: jax.Array) -> tuple[jax.Array, Loss]:
-        logits_BtV: Any = Head(config).apply({"params": params}, x_BtD)
-        sums = loss(logits_BtV, targets_Bt, weights_Bt)
+    def scores(params: Any, x_BtD: jax.Array) -> jax.Array:
+        scores_BtV: Any = Head(config).apply({"params": params}, x_BtD)
+        return scores_BtV
+
+    def loss(scores_BtV: jax.Array, targets_Bt: jax.Array, weights_Bt: jax.Array) -> tuple[jax.Array, Loss]:
+        sums = cross_entropy(softcap(config, scores_BtV), targets_Bt, weights_Bt, label_smoothing, z_loss)
         return sums.objective, sums
 
     if chunks == 1:
-        return part(head_params, x_BTD, targets_BT, weights_BT)[1]
+        return loss(scores(head_params, x_BTD), targets_BT, weights_BT)[1]
     nothing = Loss(*[jnp.float32(0)] * len(Loss._fields))
 
     @jax.custom_vjp
     def total(params: Any, *inputs: jax.Array) -> Loss:
+        whole = _whole(config, params)
+
         def add(sums: Loss, inputs: Any) -> tuple[Loss, None]:
-            return jax.tree.map(jnp.add, sums, part(params, *inputs)[1]), None
+            x_BtD, *rest = inputs
+            return jax.tree.map(jnp.add, sums, loss(scores(whole, x_BtD), *rest)[1]), None
 
         return jax.lax.scan(add, nothing, [_split(x, chunks) for x in inputs])[0]
 
     def forward(params: Any, *inputs: jax.Array) -> tuple[Loss, Any]:
-        def add(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
-            (_, sums), (d_params, d_x_BtD) = jax.value_and_grad(part, (0, 1), has_aux=True)(params, *inputs)
-            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, (sums, d_params)), d_x_BtD
+        whole = _whole(config, params)
+
+        def part(sums: Loss, inputs: Any) -> tuple[Loss, tuple[jax.Array, jax.Array]]:
+            x_BtD, *rest = inputs
+            scores_BtV, to_x = jax.vjp(functools.partial(scores, whole), x_BtD)
+            (_, more), d_scores_BtV = jax.value_and_grad(loss, has_aux=True)(scores_BtV, *rest)
+            d_scores_BtV = d_scores_BtV.astype(x_BtD.dtype)
+            return jax.tree.map(jnp.add, sums, more), (d_scores_BtV, *to_x(d_scores_BtV.astype(jnp.float32)))
+
+        def group(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
+            sums, d_params = carry
+            sums, parts = jax.lax.scan(part, sums, [_split(x, chunks // groups) for x in inputs])
+            d_scores_BtV, d_x_BtD = (_join(x) for x in parts)
+            more = jax.vjp(lambda params: scores(params, inputs[0]), whole)[1](d_scores_BtV.astype(jnp.float32))[0]
+            more = constrain_parameters(more)
+            return (sums, jax.tree.map(lambda a, b: a + b.astype(jnp.float32), d_params, more)), d_x_BtD
 
         start = nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        (sums, d_params), d_x_CBtD = jax.lax.scan(add, start, [_split(x, chunks) for x in inputs])
-        d_params = jax.tree.map(lambda x, like: x.astype(like.dtype), d_params, params)
-        return sums, (d_params, jnp.moveaxis(d_x_CBtD, 0, 2).reshape(inputs[0].shape))
+        (sums, d_params), d_x_GBtD = jax.lax.scan(group, start, [_split(x, groups) for x in inputs])
+        return sums, (jax.tree.map(lambda x, like: x.astype(like.dtype), d_params, params), _join(d_x_GBtD))
 
     def backward(gradients: Any, d_sums: Loss) -> Any:
         return *jax.tree.map(lambda x: (x * d_sums.objective).astype(x.dtype), gradients), None, None
 
     total.defvjp(forward, backward)
     return total(head_params, x_BTD, targets_BT, weights_BT)
+
+
+def _whole(config: Config, params: Any) -> Any:
+    """The output layer as it is computed with: its matrix in that dtype, and brought together on each device."""
+    dtype = jnp.dtype(config.model.dtype)
+    return constrain_parameters(jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params), whole=True)
 
 
 def _chunks(config: Config, rows: int, length: int) -> int:
@@ -127,7 +156,25 @@ def _chunks(config: Config, rows: int, length: int) -> int:
     return next(chunks for chunks in range(fewest, length + 1) if length % chunks == 0)
 
 
+def _groups(config: Config, rows: int, length: int, chunks: int) -> int:
+    """Of how many groups of parts the gradient of the output layer is the sum: a divisor of `chunks`.
+
+    Where devices keep shares of the layer, as few as leave a device at most D tokens in a group: the gradients of its
+    logits are then no larger than the layer itself, and computing takes several times as long as the exchange.
+    """
+    if ways("embed") == 1:
+        return chunks
+    fewest = min(chunks, -(-rows * length // ways("batch", "length") // config.model.width))
+    return next(groups for groups in range(fewest, chunks + 1) if chunks % groups == 0)
+
+
 def _split(x_BT: jax.Array, chunks: int) -> jax.Array:
     """[B,T,...] as C interleaved parts, [C,B,T/C,...]."""
     B, T, *others = x_BT.shape
     return jnp.moveaxis(x_BT.reshape(B, T // chunks, chunks, *others), 2, 0)
+
+
+def _join(x_CBT: jax.Array) -> jax.Array:
+    """The inverse of `_split`: [C,B,T/C,...] as [B,T,...]."""
+    C, B, T, *others = x_CBT.shape
+    return jnp.moveaxis(x_CBT, 0, 2).reshape(B, T * C, *others)

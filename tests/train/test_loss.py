@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ import train.loss
 from configs import schema
 from configs.convert import override
 from model import build
-from model.sharding import make_mesh, parameter_shapes
+from model.sharding import batch_sharding, make_mesh, param_shardings, parameter_shapes
 from train.loss import cross_entropy, output_loss
 
 B, T, V = 3, 5, 11
@@ -94,6 +97,44 @@ def test_chunks_of_the_logits_give_the_loss_and_the_gradient_of_all_at_once(sett
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     np.testing.assert_allclose(loss(params, chunks)[1], theirs, rtol=1e-6)  # Without a gradient.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), our_gradient, their_gradient)
+
+
+def loss_on_a_mesh(length: int, chunks: int):
+    """The loss of a chunked output layer that 4 devices share, with its gradient, compiled; and what it takes."""
+    config = tiny(tied_embeddings=False, logit_softcap=5.0)
+    mesh, module = make_mesh(schema.Mesh(data=2, fsdp=4)), build(config)
+    lies, rows = param_shardings(module, mesh), batch_sharding(mesh)
+    x_BTD = jnp.asarray(np.random.default_rng(0).normal(size=(8, length, 16)), jnp.float32)
+    inputs = random_params(module), x_BTD, random_tokens(8, length), jnp.ones((8, length), jnp.float32)
+
+    def loss(params, *inputs, chunks=chunks):
+        return output_loss(config, params, *inputs, 0.1, 0.01, chunks=chunks).objective
+
+    with jax.set_mesh(mesh):
+        assert train.loss._groups(config, 8, length, chunks) == max(1, length // 16)
+        gradient = jax.jit(
+            jax.value_and_grad(loss, (0, 1)), in_shardings=(lies, rows, rows, rows), out_shardings=(None, (lies, rows))
+        )
+        compiled = gradient.lower(*inputs).compile()
+    return compiled, jax.value_and_grad(functools.partial(loss, chunks=1), (0, 1)), inputs
+
+
+@pytest.mark.parametrize("length", [16, 64])  # One group of parts, and four.
+def test_groups_of_chunks_on_devices_that_share_the_output_layer_give_the_gradient_of_all_at_once(length):
+    ours, theirs, inputs = loss_on_a_mesh(length, chunks=8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), ours(*inputs), theirs(*inputs))
+
+
+def test_devices_exchange_the_output_layer_and_its_gradient_outside_of_the_loop_over_chunks():
+    hlo = loss_on_a_mesh(16, chunks=4)[0].as_text()
+    exchange = r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\("
+    loops = set(re.findall(r"body=%([\w.\-]+)", hlo))
+    assert loops
+    for computation in re.split(r"\n(?=\S)", hlo):
+        exchanged = {shape for shape, _ in re.findall(exchange, computation)}
+        if re.match(r"%([\w.\-]+)", computation) and re.match(r"%([\w.\-]+)", computation)[1] in loops:
+            assert exchanged <= {"f32[]"}  # The sum of the loss.
+    assert len(re.findall(r" all-gather\(", hlo)) == 1
 
 
 def test_memory_at_a_large_vocabulary_is_that_of_a_chunk(monkeypatch):
