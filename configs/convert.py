@@ -212,6 +212,10 @@ def _check_run(config: Config) -> None:
         raise ConfigError(
             f"--train.batch_size={train.batch_size} is not a multiple of --train.microbatches={train.microbatches}."
         )
+    if train.rounds > 1 and config.mesh.stage == 1:
+        raise ConfigError(
+            f"--train.rounds={train.rounds} has no meaning with --mesh.stage=1: leave it at 1, or set stages."
+        )
     if data.held_out >= 1:
         raise ConfigError(f"--data.held_out={data.held_out} leaves nothing to train on: it must be below 1.")
     longest = max(data.length, source_length(data) if translates(config) else 0)

@@ -276,7 +276,18 @@ class Train:
 
     steps: int = setting(1000, "Optimizer steps.", at_least=1)
     batch_size: int = setting(16, "Rows in one optimizer step, over all devices.", at_least=1)
-    microbatches: int = setting(1, "Split each batch into this many parts and add up their gradients.", at_least=1)
+    microbatches: int = setting(
+        1,
+        "Split each batch into this many parts and add up their gradients; with mesh.stage, the parts that are under "
+        "way at once.",
+        at_least=1,
+    )
+    rounds: int = setting(
+        1,
+        "With mesh.stage: how often each part goes around all stages, each time through fewer layers. More rounds, "
+        "less waiting, more messages.",
+        at_least=1,
+    )
     z_loss: float = setting(0.0, "Weight of log(Z)^2, which keeps logits from drifting.", at_least=0)
     label_smoothing: float = setting(0.0, "Share of the target spread evenly over the vocabulary.", at_least=0)
     seed: int = setting(0, "Seed of the weights, of dropout and of the data order.")
@@ -307,6 +318,7 @@ class Mesh:
     """How many devices along each axis; one may be -1, which takes what is left."""
 
     data: int = setting(-1, "Devices that each take a share of the batch and hold all parameters.", at_least=-1)
+    stage: int = setting(1, "Devices that share the layers and pass parts of the batch on (a pipeline).", at_least=-1)
     fsdp: int = setting(1, "Devices that share the batch and the parameters.", at_least=-1)
     expert: int = setting(1, "Devices that share the batch and the experts.", at_least=-1)
     sequence: int = setting(1, "Devices that share the tokens of each row, so that texts can be long.", at_least=-1)

@@ -22,7 +22,7 @@ from configs.convert import feed_forward_width
 from configs.schema import Config
 from model.layers import ACTIVATIONS, residual_gain
 from model.lens.places import tap
-from model.sharding import RULES, parameter_axes, partition
+from model.sharding import RULES, parameter_axes, partition, ways
 
 LOSSES = "losses"  # The collection of what layers add to the objective.
 
@@ -148,8 +148,8 @@ def mixture(
 
     def on_device(maps: Maps, x_BTD: jax.Array, weight_BTC: jax.Array, chosen_BTC: jax.Array) -> jax.Array:
         if "bias" in maps["down"]:  # Each of those who share the hidden units adds its part.
-            ways = jax.lax.axis_size("tensor")
-            maps = {**maps, "down": {**maps["down"], "bias": maps["down"]["bias"] / ways}}
+            bias = maps["down"]["bias"] / jax.lax.axis_size("tensor")
+            maps = {**maps, "down": {**maps["down"], "bias": bias}}
         return jax.lax.psum(of_rows(maps, x_BTD, weight_BTC, chosen_BTC, spread=True), "tensor")
 
     def spec(name: str, kind: str) -> PartitionSpec:
@@ -158,7 +158,8 @@ def mixture(
 
     specs = {name: {kind: spec(name, kind) for kind in weights} for name, weights in maps.items()}
     rows = partition("batch")
-    spread = jax.shard_map(on_device, in_specs=(specs, rows, rows, rows), out_specs=rows)
+    checked = ways("layers") == 1  # The check does not know that under a pipeline's vmap results have a stage.
+    spread = jax.shard_map(on_device, in_specs=(specs, rows, rows, rows), out_specs=rows, check_vma=checked)
     return spread(maps, x_BTD, weight_BTC, chosen_BTC)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.scope import LazyRng
 
 from configs.convert import feed_forward_width
 from configs.schema import Config
@@ -75,8 +76,9 @@ class Linear(nn.Module):
 class Dropout(nn.Module):
     """Set a share of the numbers to 0 and scale the others up (Srivastava et al. 2014).
 
-    What is dropped from a row is a function of the random stream and the row's number alone, so that it depends neither
-    on microbatches nor on the devices that share the batch.
+    What is dropped from a row is a function of the random stream, the module's path and the row's number alone, so that
+    it depends on neither microbatches, nor the devices that share batch or layers, nor how often JAX traces a layer
+    (which is what `make_rng` counts).
     """
 
     rate: float
@@ -87,7 +89,10 @@ class Dropout(nn.Module):
         """Drop from [B,T,D], whose rows have the numbers `rows_B`."""
         if self.deterministic or self.rate == 0:
             return x_BTD
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
+        if self.scope is None or "dropout" not in self.scope.rngs:
+            raise ValueError("Dropout needs a random stream: apply(..., rngs={'dropout': key}).")
+        key = LazyRng.create(self.scope.rngs["dropout"]).as_jax_rng()
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
         kept_BTD = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x_BTD.shape[1:]))(keys_B)
         return jnp.where(kept_BTD, x_BTD / (1 - self.rate), jnp.zeros_like(x_BTD))
 

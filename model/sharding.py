@@ -15,17 +15,26 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import feed_forward_width, is_recurrent, latent_width, num_kv_heads, source_length, translates
+from configs.convert import (
+    encoder_layers,
+    feed_forward_width,
+    is_recurrent,
+    latent_width,
+    num_kv_heads,
+    source_length,
+    translates,
+)
 from configs.schema import Config, ConfigError
 from model.source import Source
 
-AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+AXES = ("data", "stage", "fsdp", "expert", "sequence", "tensor")
 
 # What each logical axis is spread over.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
+    "rows": ("data", "fsdp", "expert", "stage"),  # Of a batch outside of the layers.
+    "batch": ("data", "fsdp", "expert"),  # Of a batch within a layer.
     "length": ("sequence",),  # Of an activation: tokens of a row.
-    "layers": (),
+    "layers": ("stage",),
     "embed": ("fsdp",),  # Width of a parameter.
     "width": (),  # Width of an activation.
     "heads": ("tensor",),
@@ -128,11 +137,13 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     Raises:
       ConfigError: names both numbers.
     """
-    rows = config.train.batch_size // config.train.microbatches
-    size = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    train, size = config.train, dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    if size["stage"] > 1:
+        _check_pipeline(config, size["stage"])
     for what, number, axes in (
-        (f"--train.batch_size={config.train.batch_size} / --train.microbatches={config.train.microbatches}: rows", rows,
-         RULES["batch"]),
+        (f"--train.batch_size={train.batch_size} / --train.microbatches={train.microbatches}: rows",
+         train.batch_size // train.microbatches, RULES["batch"]),
+        (f"--train.batch_size={train.batch_size}", train.batch_size, RULES["rows"]),
         (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
         *((f"--data.{name}={length}", length, RULES["length"]) for name, length in _lengths(config)),
         *(_recurrent_widths(config) if is_recurrent(config) else _widths(config)),
@@ -144,6 +155,38 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
             raise ConfigError(
                 f"{what} ({number}) cannot be shared evenly by the {ways} devices of the mesh axis "
                 f"{' x '.join(axes)}: the nearest that can {nearest}."
+            )
+
+
+def _check_pipeline(config: Config, stages: int) -> None:
+    """Refuse layers that do not fall into as many groups as stages ask for, and parts that leave stages without work.
+
+    Raises:
+      ConfigError: names the numbers, and the nearest that work.
+    """
+    model, train = config.model, config.train
+    if is_recurrent(config):
+        raise ConfigError(
+            f"--mesh.stage={stages} needs layers that are alike, and --model.network={model.network} has LSTMs: "
+            f"set --mesh.stage=1."
+        )
+    if train.microbatches < stages:
+        raise ConfigError(
+            f"--train.microbatches={train.microbatches} parts of a batch leave some of the --mesh.stage={stages} "
+            f"stages without work: make it at least {stages}; with 4 x {stages} parts, devices wait for "
+            f"{(stages - 1) / (4 * stages + stages - 1):.0%} of the time."
+        )
+    depths = {"num_layers": model.num_layers}
+    if model.network == "encoder_decoder":
+        depths["encoder_layers"] = encoder_layers(config)
+    groups = stages * train.rounds
+    for name, depth in depths.items():
+        if depth % groups:
+            below, above = max(groups, depth // groups * groups), (depth // groups + 1) * groups
+            raise ConfigError(
+                f"--model.{name}={depth} layers do not fall into --mesh.stage={stages} x --train.rounds={train.rounds} "
+                f"= {groups} equal groups: the nearest that do are "
+                f"{' and '.join(map(str, sorted({below, above})))} layers."
             )
 
 
@@ -281,5 +324,5 @@ def param_shardings(module: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp`, for arrays [B, ...]."""
-    return NamedSharding(mesh, partition("batch"))
+    """Rows over all axes that share the batch, for arrays [B, ...]."""
+    return NamedSharding(mesh, partition("rows"))

@@ -24,7 +24,8 @@ from model.layers import Dropout, FeedForward, Linear, Norm
 from model.lens.places import EDITS, INTERMEDIATES, tap
 from model.linear import DeltaAttention, LinearAttention
 from model.masks import Sight
-from model.sharding import constrain
+from model.pipeline import Pipeline
+from model.sharding import constrain, ways
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -103,7 +104,7 @@ class Embedding(nn.Module):
         """The vectors [B,T,D] of the indices."""
         # Gather the width first: from a table whose width is spread, XLA would make the whole result on each device.
         table_VD = constrain(self.embedding.astype(self.config.model.dtype), self.axis, "width")
-        return constrain(table_VD[index_BT], "batch", "length", "width")
+        return constrain(table_VD[index_BT], "rows", "length", "width")
 
     def scores(self, x_BTD: jax.Array) -> jax.Array:
         """How well each vector matches each of the table's, [B,T,rows] float32: the output layer, if tied."""
@@ -157,7 +158,12 @@ def through_layers(
         unroll=num_layers if model.layers == "unroll" else 1,
     )
     windows_L: Any = np.array(layer_windows(config, num_layers), np.int32)  # The scan makes a jax scalar of each.
-    x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, windows_L, places, memory_BSD)
+    if ways("layers") == 1:
+        x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, windows_L, places, memory_BSD)
+    else:
+        unbound = block(config, deterministic, translates, parent=None)
+        layers = stack(config, deterministic, translates, parent=None)
+        x_BTD, _ = Pipeline(config, layers, unbound, num_layers, name="layers")(x_BTD, windows_L, places, memory_BSD)
     if has_final_norm(config):
         x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)
     return x_BTD
@@ -179,7 +185,7 @@ def to_scores(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
         scores_BTV = scores_BTV * model.logit_scale
     if model.output_bias:
         scores_BTV = scores_BTV + OutputBias(config, name="output_bias")()[None, None]
-    return constrain(scores_BTV, "batch", "length", "vocabulary")
+    return constrain(scores_BTV, "rows", "length", "vocabulary")
 
 
 def softcap(config: Config, scores_BTV: jax.Array) -> jax.Array:

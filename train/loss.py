@@ -151,7 +151,7 @@ def _whole(config: Config, params: Any) -> Any:
 
 def _chunks(config: Config, rows: int, length: int) -> int:
     """Into how many parts a text is split so that a device holds at most LOGITS logits at once (or one token's)."""
-    logits = rows * length * config.tokenizer.vocab_size // ways("batch", "length", "vocabulary")
+    logits = rows * length * config.tokenizer.vocab_size // ways("rows", "length", "vocabulary")
     fewest = min(length, -(-logits // LOGITS))
     return next(chunks for chunks in range(fewest, length + 1) if length % chunks == 0)
 
@@ -164,7 +164,7 @@ def _groups(config: Config, rows: int, length: int, chunks: int) -> int:
     """
     if ways("embed") == 1:
         return chunks
-    fewest = min(chunks, -(-rows * length // ways("batch", "length") // config.model.width))
+    fewest = min(chunks, -(-rows * length // ways("rows", "length") // config.model.width))
     return next(groups for groups in range(fewest, chunks + 1) if chunks % groups == 0)
 
 

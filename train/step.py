@@ -17,7 +17,7 @@ from configs.schema import Config
 from model import Source
 from model.experts import LOSSES
 from model.lora import is_trained
-from model.sharding import init_params, param_shardings
+from model.sharding import init_params, param_shardings, ways
 from train.loss import Loss, output_loss
 from train.optimizer import schedule
 
@@ -138,7 +138,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         rows_B = jnp.arange(batch["inputs"].shape[0], dtype=jnp.int32)
         gradient_of = lambda part: grad_fn(state.params, part, key, count)  # noqa: E731
-        grads, sums = _accumulate(gradient_of, {**batch, "rows": rows_B}, config.train.microbatches)
+        parts = config.train.microbatches if ways("layers") == 1 else 1  # A pipeline has its own way with them.
+        grads, sums = _accumulate(gradient_of, {**batch, "rows": rows_B}, parts)
 
         loss, grad_norm = sums.nll / count, optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -215,6 +215,12 @@ def shared_program(config: Config) -> str:
         return program(config, (4, 256))
 
 
+def pipelined_program(config: Config) -> str:
+    """The compiled network where two devices share the layers."""
+    with jax.set_mesh(make_mesh(schema.Mesh(stage=2))):
+        return program(config, (4, 8))
+
+
 def devices(config: Config) -> tuple[int, ...]:
     """The mesh of eight devices."""
     return make_mesh(config.mesh).devices.shape
@@ -427,6 +433,8 @@ SETTINGS: dict[str, list[Look]] = {
     "train.spike_factor": [(training_step, {}, [0.0, 2.0, 3.0])],
     "train.score_sentences": [(scores, PAIRS, [2, 3])],
     "train.wandb": [(life, SKIP, ["", "one", "two"])],
+    "train.rounds": [(pipelined_program, {"mesh.stage": 2, "model.num_layers": 4, "train.microbatches": 2}, [1, 2])],
+    "mesh.stage": [(devices, {"mesh.data": -1}, [1, 2])],
     "mesh.data": [(devices, {"mesh.fsdp": -1}, [1, 2])],
     "mesh.fsdp": [(devices, {"mesh.data": -1}, [1, 2])],
     "mesh.expert": [(devices, {"mesh.data": -1}, [1, 2])],

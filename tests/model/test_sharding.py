@@ -33,12 +33,12 @@ def mesh(data=1, fsdp=1, tensor=1, devices=None):
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert mesh(-1, 2, 2).devices.shape == (2, 2, 1, 1, 2)
-    assert mesh(2, -1, 1).devices.shape == (2, 4, 1, 1, 1)
-    assert mesh(1, 1, -1).devices.shape == (1, 1, 1, 1, 8)
-    assert mesh(-1, 4, 2).devices.shape == (1, 4, 1, 1, 2)
-    assert mesh(-1, devices=jax.devices()[:3]).devices.shape == (3, 1, 1, 1, 1)
-    assert mesh(8).axis_names == ("data", "fsdp", "expert", "sequence", "tensor")
+    assert mesh(-1, 2, 2).devices.shape == (2, 1, 2, 1, 1, 2)
+    assert mesh(2, -1, 1).devices.shape == (2, 1, 4, 1, 1, 1)
+    assert mesh(1, 1, -1).devices.shape == (1, 1, 1, 1, 1, 8)
+    assert mesh(-1, 4, 2).devices.shape == (1, 1, 4, 1, 1, 2)
+    assert mesh(-1, devices=jax.devices()[:3]).devices.shape == (3, 1, 1, 1, 1, 1)
+    assert mesh(8).axis_names == ("data", "stage", "fsdp", "expert", "sequence", "tensor")
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (-1, 0, 1), (-1, 3, 1), (2, 2, 1), (16, 1, 1), (-1, 16, 1)])
@@ -46,9 +46,8 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_flags_and_the_number_of_de
     with pytest.raises(ConfigError) as error:
         mesh(*sizes)
     data, fsdp, tensor = sizes
-    assert f"--mesh.data={data}, --mesh.fsdp={fsdp}, --mesh.expert=1, --mesh.sequence=1, --mesh.tensor={tensor}" in str(
-        error.value
-    )
+    asked = {"data": data, "stage": 1, "fsdp": fsdp, "expert": 1, "sequence": 1, "tensor": tensor}
+    assert ", ".join(f"--mesh.{axis}={size}" for axis, size in asked.items()) in str(error.value)
     assert "at most one may be -1" in str(error.value) or "there are 8" in str(error.value)
 
 
@@ -84,17 +83,17 @@ def test_parameters_lie_as_the_rules_say():
     spec = {path: leaf.spec for path, leaf in flatten_dict(shardings, sep="/").items()}
     expected = {
         "embedding/embedding": ("tensor", "fsdp"),
-        "layers/attention/query/kernel": (None, "fsdp", "tensor", None),
-        "layers/attention/output/kernel": (None, "tensor", None, "fsdp"),
-        "layers/attention/output/bias": (None, None),
-        "layers/attention/query_norm/scale": (None, None),
-        "layers/feed_forward/down/kernel": (None, "tensor", "fsdp"),
+        "layers/attention/query/kernel": ("stage", "fsdp", "tensor", None),
+        "layers/attention/output/kernel": ("stage", "tensor", None, "fsdp"),
+        "layers/attention/output/bias": ("stage", None),
+        "layers/attention/query_norm/scale": ("stage", None),
+        "layers/feed_forward/down/kernel": ("stage", "tensor", "fsdp"),
         "output/kernel": ("fsdp", "tensor"),
         "final_norm/scale": (None,),
     }
     for path, axes in expected.items():
         assert spec[path] == PartitionSpec(*(axis and (axis,) for axis in axes)), path
-    assert sharding.batch_sharding(mesh(2, 2, 2)).spec == PartitionSpec(("data", "fsdp", "expert"))
+    assert sharding.batch_sharding(mesh(2, 2, 2)).spec == PartitionSpec(("data", "fsdp", "expert", "stage"))
 
 
 @pytest.mark.parametrize(
@@ -161,3 +160,18 @@ def test_errors_name_the_nearest_choices_that_work():
     long = override(tiny(), {"train.batch_size": 8, "data.length": 60})
     with pytest.raises(ConfigError, match=r"--data.length=60 \(60\) .* sequence: the nearest that can are 56 and 64\."):
         sharding.check_divisible(long, sharding.make_mesh(schema.Mesh(data=1, sequence=8)))
+
+
+def test_a_pipeline_that_cannot_be_is_refused_with_what_can():
+    stages = sharding.make_mesh(schema.Mesh(data=1, stage=4, fsdp=2))
+    config = override(tiny(num_layers=8), {"train.batch_size": 16, "train.microbatches": 4, "mesh.stage": 4})
+    sharding.check_divisible(config, stages)
+    for settings, message in (
+        ({"train.microbatches": 2}, r"--train.microbatches=2 parts .* --mesh.stage=4 .* make it at least 4; .* 16%"),
+        ({"model.num_layers": 6}, r"--model.num_layers=6 .* = 4 equal groups: the nearest that do are 4 and 8 layers"),
+        ({"train.rounds": 4}, r"--model.num_layers=8 .* --train.rounds=4 = 16 equal groups: .* are 16 layers"),
+        ({"model.network": "lstm"}, r"--mesh.stage=4 .* --model.network=lstm .* --mesh.stage=1"),
+        ({"train.batch_size": 4}, r"--train.batch_size=4 / --train.microbatches=4: rows \(1\) .* is 2\."),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sharding.check_divisible(override(config, settings), stages)

@@ -1,0 +1,60 @@
+"""The pipeline compiles to what it is meant to be; that it computes the same is shown in tests/train/test_meshes.py."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny import random_params, random_tokens, tiny
+
+from configs import schema
+from configs.convert import override
+from model import build, sharding
+from model.lens.places import INTERMEDIATES
+
+STAGES, ROWS, T = 4, 8, 8
+CONFIG = override(tiny(num_layers=8), {"train.batch_size": ROWS, "train.microbatches": STAGES, "train.rounds": 2})
+
+
+@pytest.fixture(scope="module")
+def network():
+    module = build(CONFIG)
+    params, tokens_BT = random_params(module), random_tokens(ROWS, T)
+    mesh = sharding.make_mesh(schema.Mesh(data=1, stage=STAGES), jax.devices()[:STAGES])
+    there = jax.device_put(params, sharding.param_shardings(module, mesh))
+    return module, params, there, tokens_BT, mesh
+
+
+def test_logits_and_messages(network):
+    module, params, there, tokens_BT, mesh = network
+    expected = jax.jit(module.apply)({"params": params}, tokens_BT)
+    rows = jax.device_put(tokens_BT, sharding.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(module.apply).lower({"params": there}, rows).compile()
+        np.testing.assert_allclose(compiled({"params": there}, rows), expected, atol=1e-5 * abs(expected).max())
+    # A part's [b,T,D] goes to the next stage, and parameters of a layer never go to all.
+    text = compiled.as_text()
+    assert re.search(rf"f32\[1,{ROWS // STAGES},{T},16\]\S* collective-permute", text)
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
+    assert not [shape for shape in gathered if shape.startswith(("8,16", "4,2,1,16", "2,4,1,16"))]
+
+
+def test_each_stage_holds_its_layers_only(network):
+    _, _, there, _, _ = network
+    kernel = there["layers"]["attention"]["query"]["kernel"]
+    assert kernel.shape[0] == 8
+    assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {8 // STAGES}
+
+
+def test_a_batch_without_parts_and_recording_go_through_the_layers_in_order(network):
+    module, params, there, tokens_BT, mesh = network
+    one = tokens_BT[:1]
+    expected, recorded = module.apply({"params": params}, one, mutable=[INTERMEDIATES])
+    with jax.set_mesh(mesh):
+        logits, found = jax.jit(lambda p, x: module.apply({"params": p}, x, mutable=[INTERMEDIATES]))(there, one)
+        plain = jax.jit(module.apply)({"params": there}, one)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * abs(expected).max())
+    np.testing.assert_allclose(plain, expected, atol=1e-5 * abs(expected).max())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, recorded)
