@@ -145,11 +145,11 @@ def restore_params(spec: str | Path, mesh: jax.sharding.Mesh | None = None) -> R
     """The network that `spec` names (KINDS): of a run, that of its newest checkpoint.
 
     Only the parameters are read, in whatever way the run was spread over devices: onto `mesh`, or without
-    one onto all devices, each with a whole copy. Raises CheckpointError if there is no such checkpoint.
+    one onto all devices of this process, each with a whole copy. Raises CheckpointError if there is no such checkpoint.
     """
     from model.sharding import make_mesh
 
-    mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1))
+    mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1), jax.local_devices())
     return _import(str(spec), mesh) if _is_foreign(spec) else _restore(spec, mesh)
 
 
@@ -257,15 +257,27 @@ def _read_arrays(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     args = ocp.args.PyTreeRestore(
         item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    with _damaged(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    alone = _alone()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with _damaged(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         return reader.restore((folder / "state").absolute(), args=args)
 
 
 def _read_json(folder: Path, item: str) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    with _damaged(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    alone = _alone()
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    with _damaged(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         return reader.restore((folder / item).absolute(), args=ocp.args.JsonRestore())
+
+
+def _alone() -> Any:
+    """For reading: each process reads what its own devices need, without waiting for others, which may not read."""
+    import orbax.checkpoint as ocp
+
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(this, active_processes={this}, barrier_sync_key_prefix=f"alone{this}")
 
 
 def _named(tree: Any) -> dict[str, Any]:

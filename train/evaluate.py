@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ import numpy as np
 
 from configs.convert import translates
 from configs.schema import Config
-from model.sharding import batch_sharding
+from model.sharding import RULES, batch_sharding
 from train.data.pairs import languages
 from train.data.sections import Corpus
 from train.data.tokenizer import Tokenizer
 from train.loss import output_loss
+from train.processes import rows_held
 from train.step import network_inputs, target_weights
 from train.translation import held_out_pairs, score
 from train.writing import translate_each
@@ -34,7 +36,7 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
     of the text alone (`byte_lengths_V`, int32: the bytes of each token): they don't depend on the tokenizer.
     """
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))  # So that every process can read them.
     def sums_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         x_BTD: Any = module.apply({"params": params}, **network_inputs(batch), head=False)
         weights_BT = target_weights(batch)
@@ -92,6 +94,18 @@ def make_score(module: Any, config: Config, corpus: Corpus, tokenizer: Tokenizer
 
 
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch, as arrays of the whole batch over the devices of `mesh`."""
+    """This process's rows of a batch (`rows_held`), as arrays of the whole batch over the devices of `mesh`."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    shares = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    held = rows_held(mesh, shares)
+
+    def spread(rows: np.ndarray) -> jax.Array:
+        share = len(rows) // len(held)
+
+        def of_device(place: tuple[slice, ...]) -> np.ndarray:
+            first = held.index((place[0].start or 0) // share) * share
+            return rows[first : first + share]
+
+        return jax.make_array_from_callback((shares * share, *rows.shape[1:]), sharding, of_device)
+
+    return {name: spread(rows) for name, rows in batch.items()}

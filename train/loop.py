@@ -19,6 +19,7 @@ import jax
 from configs.schema import Config
 from model import build
 from model.sharding import batch_sharding, check_divisible, make_mesh, parameter_shapes
+from train import processes
 from train.checkpoint import CheckpointError, Checkpoints
 from train.data.pairs import tell_left_out
 from train.data.pipeline import held_out_batches, train_batches
@@ -103,12 +104,13 @@ def train(
             closing.callback(stop.uninstall)
         closing.enter_context(held(Path(folder)))
         run = open_run(config, Path(folder))
-        if config.data.languages and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
+        tells = config.data.languages and processes.writes()
+        if tells and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
             print(left_out, file=sys.stderr)
         trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
         closing.callback(trainer.close)
         result = trainer.go()
-    if not result.finished:
+    if not result.finished and processes.writes():
         print(f"Saved at step {result.step} of {run.config.train.steps}; to go on: {command}", file=sys.stderr)
     return result
 
@@ -121,17 +123,23 @@ class Trainer:
 
     def __init__(self, run: Run, sampler: Sampler | None, stop: Stop) -> None:
         config = self.config = run.config
-        self.run, self.sampler, self.stop = run, sampler, stop
+        self.run, self.sampler = run, sampler
         self.mesh = make_mesh(config.mesh)
+        self.stop = processes.Agreement(stop, self.mesh)
         check_divisible(config, self.mesh)
         module = build(config)
         optimizer = make_optimizer(config, parameter_shapes(module))
         like = state_shape(module, optimizer, config, self.mesh)
-        self.processes = (jax.process_index(), jax.process_count())
-        self.batches = train_batches(run.corpus, run.tokenizer, config, *self.processes)
+        self.rows = processes.rows_held(self.mesh, config.train.batch_size)
+        self.batches = train_batches(run.corpus, run.tokenizer, config, self.rows)
         self.checkpoints = Checkpoints(run.folder, config, run.tokenizer.to_json())
 
         self.step = self.checkpoints.newest() or 0
+        if self.step != (first := processes.first_says(self.step)):
+            raise RunFolderError(
+                f"Process {jax.process_index()} sees step {self.step} in {run.folder}, process 0 sees step {first}: "
+                "all processes need the same folder, on storage that they share; choose one with --run."
+            )
         if self.step:
             self.state, data_state = self.checkpoints.restore(self.step, like)
             self.batches.set_state(data_state)
@@ -149,17 +157,21 @@ class Trainer:
 
     def open_writers(self) -> None:
         """metrics.jsonl and samples.jsonl as they were at this step, and everything else that is written to."""
-        folder = self.run.folder
-        self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
-        self.samples = JsonLines(folder / "samples.jsonl", self.step)
-        evaluations = [line for line in self.metrics.kept if "eval/loss" in line]
-        self.evaluation: dict[str, float] = evaluations[-1] if evaluations else {"step": -1}
-        self.sampled = self.samples.kept[-1]["step"] if self.samples.kept else -1
-        self.writers: list[Writer] = [self.metrics, TensorBoard(folder, self.step)]
-        if self.config.train.wandb:
-            self.writers.append(WeightsAndBiases(folder, self.config))
-        self.terminal = Terminal(self.config.train.steps, self.step)
-        self.writers.append(self.terminal)
+        self.writers: list[Writer] = []
+        self.samples = self.terminal = None
+        evaluation: dict[str, float] = {"step": -1}
+        sampled = -1
+        if processes.writes():
+            folder = self.run.folder
+            metrics, self.samples = (JsonLines(folder / f"{name}.jsonl", self.step) for name in ("metrics", "samples"))
+            evaluation = next((line for line in reversed(metrics.kept) if "eval/loss" in line), evaluation)
+            sampled = self.samples.kept[-1]["step"] if self.samples.kept else sampled
+            self.writers += [metrics, TensorBoard(folder, self.step)]
+            if self.config.train.wandb:
+                self.writers.append(WeightsAndBiases(folder, self.config))
+            self.terminal = Terminal(self.config.train.steps, self.step)
+            self.writers.append(self.terminal)
+        self.evaluation, self.sampled = processes.first_says((evaluation, sampled))
 
     def go(self) -> Result:
         """Trains to the end, or until it is asked to stop."""
@@ -212,7 +224,7 @@ class Trainer:
         self.settle()
         if self.evaluation["step"] == self.step:
             return
-        batches = held_out_batches(self.run.corpus, self.run.tokenizer, self.config, *self.processes)
+        batches = held_out_batches(self.run.corpus, self.run.tokenizer, self.config, self.rows)
         some = itertools.islice(batches, self.config.train.eval_batches or None)
         params = evaluation_params(self.config, self.state)
         values = self.evaluate(params, some, self.stop)
@@ -230,8 +242,9 @@ class Trainer:
             return
         sample = self.sampler(evaluation_params(self.config, self.state), self.step)
         self.sampled = self.step
-        self.samples.write(self.step, sample)
-        self.terminal.say(harmless(f"sample at step {self.step}: {_told(sample)}"))
+        if self.samples and self.terminal:
+            self.samples.write(self.step, sample)
+            self.terminal.say(harmless(f"sample at step {self.step}: {_told(sample)}"))
 
     def save(self) -> None:
         """Starts to save, unless a checkpoint of this step is there already."""
@@ -240,7 +253,7 @@ class Trainer:
             return
         evaluated = self.evaluation["step"] == self.step
         bits_per_byte = self.evaluation["eval/bits_per_byte"] if evaluated else None
-        self.checkpoints.save(self.state, self.step, self.batches.get_state(), bits_per_byte)
+        self.checkpoints.save(self.state, self.step, processes.joined(self.batches.get_state()), bits_per_byte)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """To everything that is written to."""
@@ -250,10 +263,11 @@ class Trainer:
     def tell_anomaly(self, step: int, values: dict[str, float], data_state: dict[str, Any]) -> str:
         """Writes anomaly.json, and says what happened and where to return to."""
         batch, seed = step - 1, self.config.train.seed
-        details = {"step": step, "batch": batch, "seed": seed, "data_state": data_state}
+        details = {"step": step, "batch": batch, "seed": seed, "data_state": processes.joined(data_state)}
         details.update({name: repr(value) for name, value in values.items()})  # NaN is not JSON
         path = self.run.folder / "anomaly.json"
-        write_atomically(path, json.dumps(details, indent=2))
+        if processes.writes():
+            write_atomically(path, json.dumps(details, indent=2))
         self.checkpoints.wait()
         newest = self.checkpoints.newest()
         return (
@@ -267,7 +281,7 @@ class Trainer:
 
     def close(self) -> None:
         """Ends bar, files and threads; `go` has reported what could not be written."""
-        for writer in (*reversed(self.writers), self.samples):
+        for writer in (*reversed(self.writers), *([self.samples] if self.samples else [])):
             with contextlib.suppress(RunFolderError):
                 writer.close()
         with contextlib.suppress(CheckpointError):

@@ -14,6 +14,7 @@ import jax
 
 from configs.convert import differences, fills_in, from_dict, to_dict
 from configs.schema import Config, ConfigError
+from train import processes
 
 if TYPE_CHECKING:
     from train.checkpoint import Restored
@@ -43,14 +44,26 @@ class Run:
 def open_run(config: Config, folder: Path) -> Run:
     """Finds the run in `folder`, if it is that of `config` and its text is still the same, or makes one there.
 
-    Raises ConfigError with the differences if it is that of another config; DataError if the text is another.
+    Of several processes, process 0 does, and the others read what it wrote.
+
+    Raises ConfigError with the differences if it is that of another config; DataError if the text is another;
+    RunFolderError if the processes don't see the same folder.
     """
+    from train.data.sources import open_corpus
+
+    if not processes.writes():
+        processes.wait_for_all()  # Until the text has been prepared and the folder is there.
+        return _join_run(config, folder, open_corpus(config.data))
+    run = _begin_run(config, folder, open_corpus(config.data))
+    processes.wait_for_all()
+    return run
+
+
+def _begin_run(config: Config, folder: Path, corpus: Corpus) -> Run:
     from train.checkpoint import described, finished_steps
     from train.data.sections import check_unchanged
-    from train.data.sources import open_corpus
     from train.data.tokenizer import Tokenizer, make_tokenizer
 
-    corpus = open_corpus(config.data)
     if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
         asked = config
         if config.tokenizer.source == "checkpoint":  # Its network may know more tokens than its tokenizer has.
@@ -76,6 +89,30 @@ def open_run(config: Config, folder: Path) -> Run:
         tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8"), str(folder / "tokenizer.json"))
     write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=2))
     return Run(config, folder, corpus, tokenizer)
+
+
+def _join_run(config: Config, folder: Path, corpus: Corpus) -> Run:
+    """The run that process 0 has just opened."""
+    from train.data.sections import check_unchanged
+    from train.data.tokenizer import Tokenizer
+
+    names = ("config.json", "data.json", "tokenizer.json")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise RunFolderError(
+            f"Process {jax.process_index()} does not see {folder / missing[0]}, which process 0 has written: "
+            "all processes need the same folder, on storage that they share; choose one with --run."
+        )
+    saved = from_dict(_read_json(folder / "config.json"))
+    changed = differences(_with_vocabulary(config, saved.tokenizer.vocab_size), saved)
+    if changed:
+        raise ConfigError(
+            f"Process {jax.process_index()} was started with other settings than process 0; give all the same:\n  "
+            + "\n  ".join(changed)
+        )
+    check_unchanged(corpus, _read_json(folder / "data.json")["corpus"])
+    path = folder / "tokenizer.json"
+    return Run(saved, folder, corpus, Tokenizer.from_json(path.read_text("utf-8"), str(path)))
 
 
 def save_run(folder: Path, restored: Restored) -> None:
@@ -108,7 +145,7 @@ def held(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("w")
     with lock:
         try:
-            if jax.process_index() == 0:
+            if processes.writes():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunFolderError(

@@ -2,7 +2,7 @@
 
 Row r of the global batch (0 <= r < B) is a stream of its own: it reads the shuffled sections r, r+B, r+2B, ... epoch
 after epoch, and lays them end to end in rows of T tokens, or packs them whole if they are pairs. Batch n therefore
-depends on the seed, n and B alone. A process that owns some of the rows reads the sections of those rows only, and how
+depends on the seed, n and B alone. A process that holds some of the rows reads the sections of those rows only, and how
 many processes there are changes nothing.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
@@ -132,9 +132,11 @@ def _stream(
 
 
 class _Rows(grain.IterDataset[Batch]):
-    """The rows `first` to `last` of each global batch."""
+    """Some rows of each global batch."""
 
-    def __init__(self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: range) -> None:
+    def __init__(
+        self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: Sequence[int]
+    ) -> None:
         super().__init__()
         self._arguments = tokens, tokenizer, config, rows
 
@@ -143,7 +145,9 @@ class _Rows(grain.IterDataset[Batch]):
 
 
 class _RowsIterator(grain.DatasetIterator[Batch]):
-    def __init__(self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: range) -> None:
+    def __init__(
+        self, tokens: grain.MapDataset[Any], tokenizer: Tokenizer, config: Config, rows: Sequence[int]
+    ) -> None:
         super().__init__()
         # Grain's type allows for elements that a filter took out; there is none.
         read = cast("Callable[[int], Any]", tokens.__getitem__)
@@ -160,7 +164,7 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
         if missing:
             raise DataError(
                 f"the saved place in the data is that of the rows {', '.join(state['rows'])}; this process needs "
-                f"{missing} as well: merge the 'rows' that the processes saved, or resume with as many as there were"
+                f"{missing} as well: the checkpoint is not whole, or was made with another --train.batch_size"
             )
         for row, stream in self._streams.items():
             stream.place = list(state["rows"][str(row)])
@@ -186,49 +190,44 @@ class _Prefetched(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
 
 
 def train_batches(
-    corpus: Corpus, tokenizer: Tokenizer, config: Config, process_index: int = 0, process_count: int = 1
+    corpus: Corpus, tokenizer: Tokenizer, config: Config, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator[Batch]:
-    """This process's rows of each training batch, endlessly; no padding but where a further pair did not fit.
+    """The given rows of each training batch (all, if None), endlessly; padding only where a further pair did not fit.
 
     The iterator's `get_state` gives a dictionary for JSON that tells the place behind the last batch handed out,
     whatever has been prefetched; `set_state` goes there. States of several processes are merged by joining their
-    "rows", and a merged one fits any number of processes.
+    "rows", and a merged one fits any rows.
 
     Returns:
-      An iterator over [B / process_count, T] batches; of pairs if `config.data.languages` is set.
+      An iterator over [len(rows), T] batches; of pairs if `config.data.languages` is set.
 
     Raises:
-      DataError: the batch cannot be shared evenly, or there is no text; later, that no pair fits into a row.
+      DataError: there is no text; later, that no pair fits into a row.
     """
     tokens = grain.MapDataset.source(_tokenized(corpus.train, tokenizer, config))
     if config.data.shuffle:
         # Grain adds the epoch to the seed; spread out, seeds 0 and 1 don't share their orders.
         tokens = tokens.shuffle(seed=_spread_out(config.train.seed))
-    rows = _rows_of(config, process_index, process_count)
-    dataset = _Rows(tokens.repeat(), tokenizer, config, rows)
+    dataset = _Rows(tokens.repeat(), tokenizer, config, range(config.train.batch_size) if rows is None else rows)
     return _Prefetched(iter(dataset), config.data.prefetch)
 
 
 def held_out_batches(
-    corpus: Corpus, tokenizer: Tokenizer, config: Config, process_index: int = 0, process_count: int = 1
+    corpus: Corpus, tokenizer: Tokenizer, config: Config, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """This process's rows of the batches that hold all of the held-out text once, in order; the last one is padded.
+    """The given rows (all, if None) of the batches that hold all of the held-out text once; the last one is padded.
 
-    Pairs that are too long for a row are left out, and the others only nearly in order.
+    The text is in order; pairs that are too long for a row are left out, and the others only nearly in order.
 
-    Every process gets the same number of batches.
-
-    Raises:
-      DataError: the batch cannot be shared evenly.
+    Whichever rows are asked for, there are as many batches.
     """
-    rows = _rows_of(config, process_index, process_count)
     tokens = _tokenized(corpus.held_out, tokenizer, config)
     stream = _stream(tokens.__getitem__, tokenizer, config, first=0, stride=1, end=len(tokens))
 
     def batches() -> Iterator[Batch]:
         while not stream.exhausted():
             batch = [stream.next_row() for _ in range(config.train.batch_size)]
-            yield _stack(batch[rows.start : rows.stop])
+            yield _stack(batch if rows is None else [batch[row] for row in rows])
 
     return batches()
 
@@ -241,15 +240,6 @@ def padding_efficiency(batch: Batch) -> float:
 
 def _spread_out(seed: int) -> int:
     return int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
-
-
-def _rows_of(config: Config, process_index: int, process_count: int) -> range:
-    share, rest = divmod(config.train.batch_size, process_count)
-    if rest or not share:
-        raise DataError(
-            f"--train.batch_size={config.train.batch_size} rows cannot be shared evenly by {process_count} processes"
-        )
-    return range(process_index * share, (process_index + 1) * share)
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -23,8 +23,8 @@ TOKENIZER = make_tokenizer(schema.Tokenizer(source="bytes"), CORPUS, masked=True
 CONFIG = Config(model=Model(network="encoder"), data=Data(length=24), train=Train(batch_size=4))
 
 
-def some(config, count, corpus=CORPUS, tokenizer=TOKENIZER, **processes):
-    batches = train_batches(corpus, tokenizer, config, **processes)
+def some(config, count, corpus=CORPUS, tokenizer=TOKENIZER, rows=None):
+    batches = train_batches(corpus, tokenizer, config, rows)
     try:
         return list(itertools.islice(batches, count))
     finally:
@@ -97,7 +97,7 @@ def test_each_epoch_asks_for_other_tokens():
 
 def test_how_many_processes_read_changes_nothing():
     alone = joined(some(CONFIG, 5))
-    shares = [some(CONFIG, 5, process_index=index, process_count=2) for index in range(2)]
+    shares = [some(CONFIG, 5, rows=rows) for rows in ([0, 1], [2, 3])]
     together = joined([joined([share[step] for share in shares]) for step in range(5)])
     for name in alone:
         np.testing.assert_array_equal(alone[name], together[name])

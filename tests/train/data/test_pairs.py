@@ -101,7 +101,7 @@ def equal(a: Batch, b: Batch) -> bool:
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(batches_of):
     corpus, config = corpus_of(TEXT), config_of()
     alone = batches_of(corpus, TOKENIZER, config)
-    shared = [batches_of(corpus, TOKENIZER, config, index, 2) for index in range(2)]
+    shared = [batches_of(corpus, TOKENIZER, config, rows) for rows in ([0, 1], [2, 3])]
     for _, whole in zip(range(30), alone, strict=False):
         parts = [next(iterator) for iterator in shared]
         assert equal(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})

@@ -123,7 +123,8 @@ TEXT = [[f"section {number} {place}\n" * (number % 5 + 1) for place in range(3)]
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(batches_of, count):
     corpus, config = corpus_of(TEXT), config_of()
     alone = batches_of(corpus, TOKENIZER, config)
-    shared = [batches_of(corpus, TOKENIZER, config, index, count) for index in range(count)]
+    share = 4 // count
+    shared = [batches_of(corpus, TOKENIZER, config, range(first, first + share)) for first in range(0, 4, share)]
     number = 0
     for number, whole in enumerate(alone):
         parts = [next(iterator) for iterator in shared]
@@ -173,7 +174,7 @@ def test_resuming_anywhere_goes_on_as_if_nothing_had_happened(stop, ahead, prefe
 def test_states_of_processes_join_into_one_that_fits_any_number_of_them():
     corpus, config = corpus_of(TEXT), config_of()
     alone = train_batches(corpus, TOKENIZER, config)
-    shared = [train_batches(corpus, TOKENIZER, config, index, 2) for index in range(2)]
+    shared = [train_batches(corpus, TOKENIZER, config, rows) for rows in ([0, 1], [2, 3])]
     for _ in range(7):
         next(alone), [next(iterator) for iterator in shared]
     joined = {"rows": {row: place for iterator in shared for row, place in iterator.get_state()["rows"].items()}}
@@ -190,8 +191,10 @@ def test_consecutive_pieces_share_the_token_between_them():
     assert all(after[0][0] == before[1][-1] for before, after in pairwise(pieces))
 
 
-def test_a_batch_that_cannot_be_shared_is_one_clear_error():
-    with pytest.raises(DataError, match=r"--train.batch_size=4 rows cannot be shared evenly by 3 processes"):
-        train_batches(corpus_of(TEXT), TOKENIZER, config_of(), 0, 3)
-    with pytest.raises(DataError, match=r"--train.batch_size=4 rows"):
-        held_out_batches(corpus_of(TEXT), TOKENIZER, config_of(), 0, 8)
+@pytest.mark.parametrize("batches_of", [train_batches, held_out_batches])
+def test_any_rows_of_a_batch_can_be_asked_for(batches_of):
+    corpus, config = corpus_of(TEXT), config_of()
+    for _, whole, some in zip(
+        range(8), batches_of(corpus, TOKENIZER, config), batches_of(corpus, TOKENIZER, config, [3, 1]), strict=False
+    ):
+        assert equal({name: array[[3, 1]] for name, array in whole.items()}, some)
