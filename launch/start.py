@@ -1,6 +1,6 @@
 """How every program starts: flags with a help that teaches, one clear line for what is wrong, an exit status.
 
-Exit status: 0 done, 1 failed, 2 bad flags.
+Exit status: 0 done, 1 failed, 2 bad flags, 75 saved and asking to be started again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -17,6 +18,8 @@ from absl import flags
 
 from configs.convert import leaves
 from configs.schema import Config, ConfigError
+from launch import processes
+from launch.control import ProcessError
 
 MALLOC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 1 << 36, "top_pad": 1 << 28}
 CHECKPOINT = (
@@ -27,17 +30,17 @@ SETTINGS = tuple(name for name, _, _ in leaves(Config()))
 
 
 def program(
-    name: str, doc: str, run: Callable[[], None], define: Callable[[Sequence[str]], None], argv: Sequence[str]
+    name: str, doc: str, run: Callable[[], int | None], define: Callable[[Sequence[str]], None], argv: Sequence[str]
 ) -> NoReturn:
     """Define the flags, parse them, answer --help, run, and exit with the status.
 
     Args:
       name: how the program is called, `launch.train`.
       doc: what --help says first.
-      run: the program; raises one of our errors with one clear sentence.
+      run: the program; may return an exit status, and raises one of our errors with one clear sentence.
       define: defines the program's flags, given the command line.
     """
-    before = set(flags.FLAGS)
+    before, status, why = set(flags.FLAGS), 0, ""
     try:
         define(argv)
         if asks_for_help(argv):
@@ -46,18 +49,23 @@ def program(
         rest = flags.FLAGS(list(argv))[1:]
         if rest:
             raise ConfigError(f"{rest[0]!r} is not a flag: settings are written --name=value (see --help).")
-        run()
+        status = run() or 0
     except (flags.Error, ConfigError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        status, why = 2, str(error)
     except KeyboardInterrupt:
-        sys.exit(130)  # As a shell reports it; a training run in its loop saves instead and ends with 0.
+        status = 130  # As a shell reports it; a training run in its loop saves instead and ends with 0.
     except BrokenPipeError:  # Whoever read our output has seen enough (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (*_expected_errors(), OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+    except Exception as error:
+        processes.await_verdict(error)
+        status, why = 1, str(error)
+        if not isinstance(error, (*_expected_errors(), OSError)):
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {error}"
+    if why:
+        print(f"{name}: {why}", file=sys.stderr)
+    processes.leave(status, why or "it was interrupted")
+    sys.exit(status)
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -72,7 +80,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from train.loop import TrainingError
     from train.run import RunFolderError
 
-    return CheckpointError, DataError, RunFolderError, TrainingError
+    return CheckpointError, DataError, ProcessError, RunFolderError, TrainingError
 
 
 def _help(name: str, doc: str, own: Sequence[str]) -> str:

@@ -6,6 +6,8 @@
   uv run -m launch.train --model.num_heads=4 --optimizer.learning_rate=3e-4 --run=runs/four_heads
 
 The same command goes on with a run that was stopped. Ctrl-C or SIGTERM saves first.
+Several processes, on one machine or many, train together where each is started with the same command: on a TPU pod or
+under Slurm with nothing else, elsewhere with --coordinator, --num_processes and --process_id.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from absl import flags
 from configs import flags as config_flags
 from configs.convert import fills_in, translates
 from configs.schema import Config
-from launch import start
+from launch import processes, start
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -32,25 +34,35 @@ FLAGS = flags.FLAGS
 def define(argv: Sequence[str]) -> None:
     """The flags of this program: the run folder, and every setting of a run."""
     flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
+    processes.define()
     asks_for_help = start.asks_for_help(argv)  # Which needs no checkpoint.
     config_flags.define(argv, adopt=None if asks_for_help else adopt)
 
 
 def adopt(config: Config, init_from: str) -> Config:
     """`config` with the network and the tokenizer of the checkpoint that it starts from."""
-    start.prepare_jax()
+    flags.FLAGS(list(sys.argv), known_only=True)  # Those of `processes`: the others are defined after this.
+    begin()
     from train.initial import adopt as adopt_network
 
     return adopt_network(config, init_from)
 
 
-def run() -> None:
+def begin() -> None:
+    """Before anything is computed: JAX is made ready, and this process joins the others, if there are any."""
+    start.prepare_jax()
+    processes.join()
+
+
+def run() -> int | None:
     """Train to the end of the config, or until a signal asks to stop; then samples and the report."""
     config = config_flags.resolve()
     if FLAGS.print_config:
         print(config_flags.to_json(config))
-        return
-    start.prepare_jax()
+        return None
+    begin()
+    import jax
+
     from train.loop import train
 
     folder = pathlib.Path(FLAGS.run or f"runs/{config.name}")
@@ -62,11 +74,14 @@ def run() -> None:
         return sampler(run)
 
     result = train(config, folder, command, make_sampler)
-    if result.finished:
+    if not result.finished:
+        return 75 if jax.process_count() > 1 else 0  # Whoever watches over several processes starts them again.
+    if jax.process_index() == 0:
         from launch.report import write_report
 
         report = write_report(runs[0], command, sys.stdout)
         print(f"\nreport: {report}")
+    return 0
 
 
 def sampler(run: Run) -> Any:

@@ -102,7 +102,7 @@ def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.
     def spread(rows: np.ndarray) -> jax.Array:
         share = len(rows) // len(held)
 
-        def of_device(place: tuple[slice, ...]) -> np.ndarray:
+        def of_device(place: Any) -> np.ndarray:
             first = held.index((place[0].start or 0) // share) * share
             return rows[first : first + share]
 
