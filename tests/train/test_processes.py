@@ -1,0 +1,258 @@
+"""Runs of several real processes on this machine, started, stopped, killed and gone on with as a user does.
+
+A fork server that has everything imported makes a process ready in a second.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import schema
+from model.sharding import AXES, make_mesh
+from train import processes
+from train.checkpoint import finished_steps
+from train.evaluate import put
+
+STEPS, DEVICES, SECONDS = 30, 4, 120
+SETTINGS = {
+    "data.length": 16, "data.held_out": 0.1, "data.section_bytes": 64, "train.batch_size": 8, "train.steps": STEPS,
+    "train.log_every": 1, "train.eval_every": 0, "train.eval_batches": 2, "train.checkpoint_every": 4,
+    "train.sample_every": 0, "train.sample_tokens": 4, "model.width": 16, "model.num_layers": 1, "model.dropout": 0.1,
+}  # fmt: skip
+
+
+def test_a_process_puts_the_rows_that_its_devices_hold_where_they_belong():
+    """Of eight devices here, as if those of a mesh were all this process's own."""
+    mesh = make_mesh(schema.Mesh(data=2, fsdp=2, tensor=2))
+    assert processes.rows_held(mesh, 12) == list(range(12))
+    rows_BT = np.arange(24, dtype=np.int32).reshape(12, 2)
+    array = put({"inputs": rows_BT}, mesh)["inputs"]
+    np.testing.assert_array_equal(array, rows_BT)
+    assert {shard.data.shape for shard in array.addressable_shards} == {(3, 2)}
+    alone = Mesh(np.array(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES)
+    np.testing.assert_array_equal(put({"inputs": rows_BT}, alone)["inputs"], rows_BT)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("text"), random.Random(0)
+    words = ["see", "attention", "query", "key", "value", "head", "größe", "層"]
+    lines = [" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(900)]
+    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def member(arguments: list[str], devices: int, log: Path, cache: Path, step_seconds: float) -> None:
+    """One process: `launch.train` with these arguments, which leaves out the report and notes the sections it reads."""
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # Else the program would start itself again.
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1), os.dup2(output, 2)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    from launch import report, start
+    from launch import train as program
+    from train import loop, metrics
+    from train.data.pipeline import TokenizedSections
+
+    metrics.matmul_peak = lambda dtype: 1e11  # type: ignore[assignment]
+    report.write_report = lambda *_: "none"  # type: ignore[assignment]
+    tokenize, advance = TokenizedSections._tokenize, loop.Trainer.advance
+
+    def noted(self: TokenizedSections, index: int) -> np.ndarray:
+        with log.with_suffix(".read").open("a") as file:
+            file.write(f"{len(self)} {index}\n")
+        return tokenize(self, index)
+
+    def slowly(self: loop.Trainer) -> None:
+        time.sleep(step_seconds)
+        advance(self)
+
+    TokenizedSections._tokenize, loop.Trainer.advance = noted, slowly
+    sys.argv = ["launch.train", *arguments]
+    start.program("launch.train", "", program.run, program.define, sys.argv)
+
+
+class Run:
+    """Processes that train together in `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        text: Path,
+        cache: Path,
+        count: int,
+        step_seconds: float = 0.0,
+        devices: int = DEVICES,
+        **more,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["test_processes", "tensorstore", "orbax.checkpoint", "tensorboardX", "grain"])
+        settings = {**SETTINGS, "data.source": f"text:{text}/*.txt", "run": folder, **more}
+        arguments = ["--config=smoke", "--lost_timeout=20", *(f"--{name}={value}" for name, value in settings.items())]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"] if count > 1 else []
+        self.folder, self.members, self.logs = folder, [], []
+        for number in range(count):
+            log = folder.parent / f"{folder.name}-{time.time_ns()}-{number}.log"
+            mine = [*arguments, *together, *([f"--process_id={number}"] if together else [])]
+            child = context.Process(target=member, args=(mine, devices // count, log, cache, step_seconds))
+            child.start()
+            self.members.append(child)
+            self.logs.append(log)
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        while last_step(self.folder) < step:
+            assert all(child.is_alive() for child in self.members), self.told()
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.02)
+
+    def statuses(self, seconds: float = SECONDS) -> list[int]:
+        deadline = time.monotonic() + seconds
+        for child in self.members:
+            child.join(max(0.1, deadline - time.monotonic()))
+        statuses = [child.exitcode for child in self.members]
+        for child in self.members:
+            child.kill()
+        return statuses
+
+    def told(self) -> str:
+        return "\n".join(f"{log.name}:\n{log.read_text() if log.exists() else ''}" for log in self.logs)
+
+    def sections_read(self) -> list[set[tuple[int, int]]]:
+        """(length of the split, section) for each process."""
+        lines = [log.with_suffix(".read").read_text().splitlines() for log in self.logs]
+        return [{tuple(map(int, line.split())) for line in of_process} for of_process in lines]
+
+
+def last_step(folder: Path) -> int:
+    try:
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, warnings.catch_warnings(action="ignore"):
+        tree = reader.restore((folder / "checkpoints" / str(STEPS) / "state").absolute())
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    ours, theirs = arrays(folder), arrays(other)
+    assert ours.keys() == theirs.keys()
+    assert any("params" in name for name in ours)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    losses = [
+        [(line["step"], line[name]) for line in map(json.loads, (path / "metrics.jsonl").open()) for name in line
+         if name.endswith("/loss")]
+        for path in (folder, other)
+    ]  # fmt: skip
+    assert len(losses[0]) == STEPS + 1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, text, cache) -> Run:
+    """One process with all devices, from the beginning to the end."""
+    run = Run(tmp_path_factory.mktemp("alone") / "run", text, cache, 1)
+    assert run.statuses() == [0], run.told()
+    return run
+
+
+def data_places(folder: Path, step: int) -> dict[str, Any]:
+    return json.loads(next((folder / "checkpoints" / str(step) / "data").iterdir()).read_text())["rows"]
+
+
+def test_two_processes_of_which_one_is_killed_then_four_that_are_stopped_then_one_end_as_one(
+    alone, text, cache, tmp_path
+):
+    """The number of processes changes in the middle of the run, twice; nothing else does."""
+    folder = tmp_path / "run"
+    two = Run(folder, text, cache, 2, step_seconds=0.1)
+    two.wait_for_step(7)
+    killed = time.monotonic()
+    two.members[1].kill()
+    assert two.statuses() == [1, -signal.SIGKILL], two.told()
+    assert time.monotonic() - killed < 60
+    assert f"process 1 of 2 ({socket.gethostname()}, pid {two.members[1].pid}) has died" in two.told()
+    assert "Traceback" not in two.told()
+    # Each reads the sections of its own rows, and no other.
+    first, second = two.sections_read()
+    assert len(first) > 10
+    assert not first & second
+    assert first | second <= alone.sections_read()[0]
+
+    four = Run(folder, text, cache, 4, step_seconds=0.1)
+    four.wait_for_step(12)
+    os.kill(four.members[2].pid, signal.SIGTERM)
+    assert four.statuses() == [75] * 4, four.told()
+    (saved,) = [line for line in four.told().splitlines() if line.startswith("Saved at step")]
+    step = finished_steps(folder)[-1]
+    assert saved.startswith(f"Saved at step {step} of {STEPS}; to go on: ")
+    assert 12 <= step < STEPS
+    assert len(data_places(folder, step)) == 8  # Of all rows, whoever read them.
+
+    assert Run(folder, text, cache, 1).statuses() == [0]
+    assert_same(folder, alone.folder)
+    assert data_places(folder, STEPS) == data_places(alone.folder, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(2, {}), (4, {"mesh.data": 2, "mesh.fsdp": 2}), (2, {"mesh.data": 1, "mesh.tensor": 4}),
+                        (4, {"mesh.data": 2, "mesh.sequence": 2}), (4, {"mesh.data": 1, "mesh.fsdp": 4})],
+)  # fmt: skip
+def test_several_processes_end_with_the_parameters_of_one(alone, text, cache, tmp_path, count, mesh):
+    """Evaluated and sampled on the way; where devices share rows across processes, these read the same."""
+    run = Run(tmp_path / "run", text, cache, count, **mesh, **{"train.sample_every": 10})
+    assert run.statuses(300) == [0] * count, run.told()
+    assert_same(run.folder, alone.folder)
+    samples = [json.loads(line) for line in (run.folder / "samples.jsonl").open()]
+    assert [sample["step"] for sample in samples] == [10, 20, 30]
+
+
+@pytest.mark.slow
+def test_when_the_coordinator_dies_the_others_name_it(text, cache, tmp_path):
+    run = Run(tmp_path / "run", text, cache, 3, step_seconds=0.1, devices=3, **{"train.batch_size": 6})
+    run.wait_for_step(5)
+    run.members[0].kill()
+    assert run.statuses(60) == [-signal.SIGKILL, 1, 1], run.told()
+    assert run.told().count("process 0 of 3 (127.0.0.1) has died") == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others_with_its_reason(text, cache, tmp_path):
+    """Another writes in the same folder: only process 0 finds out."""
+    holder = Run(tmp_path / "run", text, cache, 1, step_seconds=0.5)
+    holder.wait_for_step(1)
+    run = Run(tmp_path / "run", text, cache, 2)
+    assert run.statuses(90) == [1, 1], run.told()
+    assert "Process 1 ends: process 0 of 2 failed: Another process is training" in run.told()
+    holder.members[0].kill()
