@@ -96,7 +96,7 @@ def make_score(module: Any, config: Config, corpus: Corpus, tokenizer: Tokenizer
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch (`rows_held`), as arrays of the whole batch over the devices of `mesh`."""
     sharding = batch_sharding(mesh)
-    shares = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    shares = math.prod(mesh.shape[axis] for axis in RULES["rows"])
     held = rows_held(mesh, shares)
 
     def spread(rows: np.ndarray) -> jax.Array:

@@ -38,7 +38,7 @@ SETTINGS = {
 
 def test_a_process_puts_the_rows_that_its_devices_hold_where_they_belong():
     """Of eight devices here, as if those of a mesh were all this process's own."""
-    mesh = make_mesh(schema.Mesh(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(schema.Mesh(data=2, stage=2, tensor=2))
     assert processes.rows_held(mesh, 12) == list(range(12))
     rows_BT = np.arange(24, dtype=np.int32).reshape(12, 2)
     array = put({"inputs": rows_BT}, mesh)["inputs"]
