@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -111,8 +112,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all (or the given) devices; an axis of -1 takes what the others leave.
 
+    Of several slices, each is a part of the axis `data`, so that only gradients go over the network between them.
+
     Raises:
-      ConfigError: more than one -1, a zero, or a product that is not the number of devices.
+      ConfigError: more than one -1, a zero, a product that is not the number of devices, or slices that do not divide
+        `data`.
     """
     devices = list(devices) if devices is not None else jax.devices()
     sizes = [getattr(config, axis) for axis in AXES]
@@ -128,7 +132,26 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
             f"{' or '.join(map(str, nearest))}, and set that one to -1."
         )
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    of_slice: dict[int, list[Any]] = {}
+    for device in sorted(devices, key=_slice):
+        of_slice.setdefault(_slice(device), []).append(device)
+    outer = len(of_slice)
+    if sizes[0] % outer:
+        if devices[0].platform == "tpu":
+            raise ConfigError(
+                f"--mesh.data={sizes[0]} does not go across {outer} slices of {len(devices) // outer} devices: make "
+                f"it a multiple of {outer}, so that the other axes stay within a slice."
+            )
+        # Hosts of GPUs count as slices, but may share anything.
+        return Mesh(np.array(sorted(devices, key=_slice)).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    inner = (sizes[0] // outer, *sizes[1:])
+    # JAX lays each mesh on the links of its slice.
+    parts = [jax.make_mesh(inner, AXES, devices=part).devices for part in of_slice.values()]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", 0)
 
 
 def check_divisible(config: Config, mesh: Mesh) -> None:

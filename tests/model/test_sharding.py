@@ -175,3 +175,34 @@ def test_a_pipeline_that_cannot_be_is_refused_with_what_can():
     ):
         with pytest.raises(ConfigError, match=message):
             sharding.check_divisible(override(config, settings), stages)
+
+
+class Device:
+    """Of a slice that is not here."""
+
+    def __init__(self, number: int, slice_index: int, place: int, platform: str) -> None:
+        self.id, self.slice_index, self.platform = number, slice_index, platform
+        self.process_index, self.client, self.device_kind = slice_index, None, "TPU v5 lite"
+        self.coords, self.core_on_chip = (place % 4, place // 4, 0), 0
+
+
+def slices_of(count: int, each: int, platform: str = "tpu") -> list[Device]:
+    """Devices of several slices, in an order that says nothing."""
+    return [Device(number, number % count, number // count, platform) for number in range(count * each)]
+
+
+def test_slices_are_the_outermost_part_of_data():
+    on = mesh(-1, 2, 2, slices_of(2, 8))
+    assert on.devices.shape == (4, 1, 2, 1, 1, 2)
+    assert [{device.slice_index for device in part.flat} for part in on.devices] == [{0}, {0}, {1}, {1}]
+    assert len({device.id for device in on.devices.flat}) == 16
+    assert on.axis_types == (jax.sharding.AxisType.Auto,) * 6
+
+
+def test_axes_other_than_data_do_not_leave_a_slice():
+    message = r"--mesh\.data=1 does not go across 2 slices of 8 devices: make it a multiple of 2"
+    with pytest.raises(ConfigError, match=message):
+        mesh(1, -1, 2, slices_of(2, 8))
+    # GPUs of several hosts count as slices, and may share anything; heads stay within a host where they can.
+    on = mesh(1, -1, 8, slices_of(2, 8, "gpu"))
+    assert [{device.slice_index for device in part.flat} for part in on.devices[0, 0]] == [{0}, {1}]
