@@ -118,7 +118,7 @@ class Control:
     def _admit(self, host: str, port: int, seconds: float) -> None:
         """Process 0: waits for all others."""
         try:
-            listener = socket.create_server(("127.0.0.1" if _is_loopback(host) else "", port), backlog=self.count)
+            listener = _listen(host, port)
         except OSError as error:
             raise ProcessError(
                 f"Process 0 cannot listen on --coordinator={host}:{port}: {error.strerror}. Choose another port, or "
@@ -252,10 +252,13 @@ class Control:
         self._lost(f"process {process} of {self.count} {what}")
 
 
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(host).startswith("127.")
-    return False
+def _listen(host: str, port: int) -> socket.socket:
+    """Within this machine if `host` says so, else on all its addresses: its own name may mean another one to others."""
+    if host == "localhost" or host.startswith("127."):
+        return socket.create_server((host, port))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def relay(host: str, port: int) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from absl import flags
 
 from configs.schema import ConfigError
-from launch.control import Control, relay
+from launch.control import Control, ProcessError, relay
 
 FLAGS = flags.FLAGS
 BY_HAND = ("coordinator", "num_processes", "process_id")
@@ -102,18 +102,29 @@ def _by_hand(given: list[str]) -> Place | None:
 
 
 def _of_cluster() -> Place | None:
-    """What the cluster that JAX recognises says, if that is more than one process."""
+    """What the cluster that JAX recognises says, if that is more than one process.
+
+    Raises:
+      ProcessError: it says less than is needed.
+    """
     from jax._src import clusters  # JAX has no public name for it.
 
-    with warnings.catch_warnings(action="ignore"):  # Of a cluster that lacks a package to be asked.
-        kinds = (kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method)
-        cluster = next((kind for kind in kinds if kind.is_env_present()), None)
-    if cluster is None or (count := cluster.get_process_count()) < 2:
-        return None
-    port = os.environ.get("JAX_COORDINATOR_PORT")
-    address = cluster.get_coordinator_address(timeout_secs=FLAGS.start_timeout, override_coordinator_port=port)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Of a cluster that lacks a package to be asked.
+            kinds = (kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method)
+            cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+        if cluster is None or (count := cluster.get_process_count()) < 2:
+            return None
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        address = cluster.get_coordinator_address(timeout_secs=FLAGS.start_timeout, override_coordinator_port=port)
+        process, local = cluster.get_process_id(), cluster.get_local_process_id()
+    except Exception as error:  # Each kind of cluster has classes of its own for it.
+        raise ProcessError(
+            f"The cluster does not say which process of how many this is: {error}. Give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id, or --distributed=off for a process by itself."
+        ) from error
     host, _, number = address.rpartition(":")
-    return Place(host, int(number), count, cluster.get_process_id(), _devices(cluster.get_local_process_id()))
+    return Place(host, int(number), count, process, _devices(local))
 
 
 def _devices(local_process: int | None) -> list[int] | None:

@@ -239,6 +239,16 @@ def test_several_processes_end_with_the_parameters_of_one(alone, text, cache, tm
 
 
 @pytest.mark.slow
+def test_several_processes_start_from_a_checkpoint_as_one_does(alone, text, cache, tmp_path):
+    """Its network is asked for before there is a mesh, its parameters are spread over the devices of all."""
+    begins = {"init_from": alone.folder, "train.seed": 1, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}
+    one, two = (Run(tmp_path / f"run{count}", text, cache, count, **begins) for count in (1, 2))
+    assert one.statuses(300) == [0], one.told()
+    assert two.statuses(300) == [0, 0], two.told()
+    assert_same(two.folder, one.folder)
+
+
+@pytest.mark.slow
 def test_when_the_coordinator_dies_the_others_name_it(text, cache, tmp_path):
     run = Run(tmp_path / "run", text, cache, 3, step_seconds=0.1, devices=3, **{"train.batch_size": 6})
     run.wait_for_step(5)
