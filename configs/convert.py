@@ -13,6 +13,10 @@ from configs.schema import SECTIONS, Config, ConfigError, Data
 # Linear maps that can have low-rank matrices beside them.
 LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent", "query_latent", "key_rotated")
 
+# What a layer computes and --model.remat can keep, by name: results of linear maps and, of kernels, what they hand on.
+LAYER_RESULTS = (*LORA_TARGETS, "beta", "output_gate", "router", "gates", "attention")
+REMAT_POLICIES = ("none", "dots", "minimal", "qkv", "full", "offload")
+
 # What kernels cannot do: by which setting it is asked for, and whether a value of it does.
 KERNELS_WITHOUT: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
     (("fused",), "attention_softcap", bool, "soft-cap"),
@@ -114,12 +118,25 @@ def check_network(config: Config) -> Config:
             raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
     if config.model.dropout >= 1:
         raise ConfigError(f"--model.dropout={config.model.dropout} would drop everything: it must be below 1.")
+    _check_remat(config.model.remat)
     if is_recurrent(config):
         _check_recurrent(config)
     else:
         _check_attention(config)
         _check_attention_kind(config)
     return config
+
+
+def _check_remat(remat: str) -> None:
+    if remat in REMAT_POLICIES:
+        return
+    for name in remat.split(","):
+        if name not in LAYER_RESULTS:
+            near = difflib.get_close_matches(name, (*REMAT_POLICIES, *LAYER_RESULTS), n=1)
+            raise ConfigError(
+                f"--model.remat={remat}: {name!r} is neither a policy ({', '.join(REMAT_POLICIES)}) nor something that a "
+                f"layer computes and can keep ({', '.join(LAYER_RESULTS)})." + (f" Did you mean {near[0]}?" if near else "")
+            )
 
 
 def _check_recurrent(config: Config) -> None:

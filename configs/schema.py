@@ -190,8 +190,10 @@ class Model:
     )
     remat: str = setting(
         "none",
-        "What is computed again in the backward pass to save memory: nothing, all but matmul outputs, all of a block.",
-        ("none", "dots", "full"),
+        "What is computed again in the backward pass to save memory. none: nothing; dots: all but the results of "
+        "matrix products; minimal: attention as well; qkv: all but queries, keys and values; full: whole layers; "
+        "offload: as qkv, with these and the layers' inputs in the host's memory. Or what to keep, by name, such as "
+        "query,key,value,attention,output.",
     )
     kernel: str = setting(
         "auto",

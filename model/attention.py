@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
@@ -21,6 +22,7 @@ from model import kernels, positions
 from model.layers import Linear, Norm, residual_gain
 from model.lens.places import recording, tap
 from model.masks import Sight
+from model.remat import ATTENTION
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -166,14 +168,15 @@ def read(
         far_BTS = jnp.abs(sight.distance()).astype(jnp.float32)
         bias_BNTS = -places.slopes_N[None, :, None, None] * far_BTS[:, None]
     if kernel == "fused":
-        return kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
+        read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
+        return checkpoint_name(read_BTNH, ATTENTION)
     read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
         query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
         scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
     )  # fmt: skip
     tap(module, "weights", weights_BNTS)
     tap(module, "scores", scores_BNTS)
-    return read_BTNH
+    return checkpoint_name(read_BTNH, ATTENTION)
 
 
 def output(config: Config, read_BTNH: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.struct import dataclass, field
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from configs.convert import feed_forward_width
@@ -42,7 +43,7 @@ class Experts(nn.Module):
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
         """Map [B,T,D] to [B,T,D]; where `real_BT` is False the result is 0, and no expert's time is taken."""
         config, model = self.config, self.config.model
-        logits_BTE = Router(config, name="router")(x_BTD)
+        logits_BTE = checkpoint_name(Router(config, name="router")(x_BTD), "router")
         probability_BTE = jax.nn.softmax(logits_BTE)
         tap(self, "router", probability_BTE)
         weight_BTC, chosen_BTC = jax.lax.top_k(probability_BTE, model.experts_per_token)
@@ -166,9 +167,13 @@ def mixture(
 def feed_forward(config: Config, maps: Maps, x: jax.Array, multiply: Multiply) -> jax.Array:
     """What `FeedForward` computes, of tokens that `multiply` sends through the maps of their experts."""
     activation = ACTIVATIONS[config.model.activation]
-    hidden = multiply(x, maps["up"])
-    hidden = activation(multiply(x, maps["gate"])) * hidden if "gate" in maps else activation(hidden)
-    return multiply(hidden, maps["down"])
+
+    def through(name: str, x: jax.Array) -> jax.Array:
+        return checkpoint_name(multiply(x, maps[name]), name)
+
+    hidden = through("up", x)
+    hidden = activation(through("gate", x)) * hidden if "gate" in maps else activation(hidden)
+    return through("down", hidden)
 
 
 def limited(

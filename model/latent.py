@@ -13,6 +13,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import head_width, latent_rope_width, latent_width
 from configs.schema import Config
@@ -49,7 +50,8 @@ class LatentAttention(nn.Module):
             query_BTNH = jnp.einsum("BTNH,RNH->BTNR", query_BTNH, key_RNH)
             key_BSKH = value_BSKH = kept["latent"][:, :, None]
         else:
-            key_BSKH, value_BSKH = (jnp.einsum("BSR,RNH->BSNH", kept["latent"], x) for x in (key_RNH, value_RNH))
+            key_BSKH = checkpoint_name(jnp.einsum("BSR,RNH->BSNH", kept["latent"], key_RNH), "key")
+            value_BSKH = checkpoint_name(jnp.einsum("BSR,RNH->BSNH", kept["latent"], value_RNH), "value")
         if rotation is not None:
             query_BTNH = jnp.concatenate([query_BTNH, rotated_BTNP], axis=-1)
             shared_BSKP = jnp.broadcast_to(kept["rotated"][:, :, None], (*key_BSKH.shape[:3], P))

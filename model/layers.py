@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import feed_forward_width
 from configs.schema import Config
@@ -53,7 +54,7 @@ class Linear(nn.Module):
         if model.biases if self.bias is None else self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.dtype(model.param_dtype))
             y = y + bias.astype(model.dtype)[(None,) * (x.ndim - count)]
-        return y
+        return checkpoint_name(y, str(self.name))
 
     def has_lora(self) -> bool:
         """Whether low-rank matrices are trained beside this map's kernel."""

@@ -16,13 +16,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.recurrent import DenseParams
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.schema import Config
 from model.layers import Dropout
 from model.lens.places import EDITS, INTERMEDIATES, recording, tap
+from model.remat import LAYER_INPUT, rematerialized
 from model.sharding import constrain
 from model.source import Source
-from model.transformer import REMAT_POLICIES, Embedding, begins_and_real, embed, or_default, to_logits
+from model.transformer import Embedding, begins_and_real, embed, or_default, to_logits
 
 GATES = {"i": "input", "f": "forget", "g": "cell", "o": "output"}  # Flax's name of each, and what it is recorded as.
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # Kernels for the input [D,G] and the hidden state [H,G], bias [G].
@@ -82,7 +84,7 @@ class Layer(nn.Module):
         self, x_BTD: jax.Array, start: State | None, begins_BT: jax.Array, real_BT: jax.Array, rows_B: jax.Array
     ) -> tuple[jax.Array, None]:
         """Map [B,T,D] to the hidden states [B,T,D], in the form that `nn.scan` takes (carry, no output)."""
-        model = self.config.model
+        model, x_BTD = self.config.model, checkpoint_name(x_BTD, LAYER_INPUT)
         _, x_BTD = Recurrence(self.config, model.width, name="lstm")(x_BTD, begins_BT, real_BT, start)
         x_BTD = tap(self, "residual/after", x_BTD)
         return Dropout(model.dropout, self.deterministic)(x_BTD, rows_B), None
@@ -93,16 +95,13 @@ def stacked(layer: Any, config: Config, num_layers: int) -> Any:
 
     Its second argument, and what it returns beside the carry, has a leading layer axis; the other arguments are shared.
     """
-    model = config.model
-    if model.remat != "none":
-        layer = nn.remat(layer, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
     return nn.scan(
-        layer,
+        rematerialized(layer, config),
         variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast, nn.broadcast)),
         length=num_layers,
-        unroll=num_layers if model.layers == "unroll" else 1,
+        unroll=num_layers if config.model.layers == "unroll" else 1,
     )
 
 
@@ -234,7 +233,7 @@ def recur(
 
 
 def _recur_forward(reverse: bool, *arguments: Any) -> tuple[State, tuple[Any, ...]]:
-    states, seen = _loop(reverse, *arguments)
+    states, seen = checkpoint_name(_loop(reverse, *arguments), "gates")
     return states, (seen, *arguments)
 
 

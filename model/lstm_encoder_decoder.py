@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import encoder_layers
 from configs.schema import Config
@@ -22,6 +23,7 @@ from model.kernels.dense import softmax
 from model.layers import Dropout, Linear
 from model.lens.places import tap
 from model.lstm import Layer, Recurrence, State, stacked
+from model.remat import LAYER_INPUT
 from model.source import Source
 from model.transformer import Embedding, begins_and_real, embed, to_logits
 from model.translator import Translator
@@ -50,6 +52,7 @@ class BothWays(nn.Module):
     ) -> tuple[jax.Array, State]:
         """The hidden states [B,S,D] after dropout, in the form that `nn.scan` takes; and cells and hidden states."""
         model, half = self.config.model, self.config.model.width // 2
+        x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
         forward = Recurrence(self.config, half, name="forward")(x_BSD, ends[0], real_BS)
         backward = Recurrence(self.config, half, reverse=True, name="backward")(x_BSD, ends[1], real_BS)
         cells_BSD, hidden_BSD = (jnp.concatenate(pair, axis=-1) for pair in zip(forward, backward, strict=True))

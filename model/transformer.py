@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import has_final_norm, layer_windows, max_length
 from configs.schema import Config
@@ -25,12 +26,9 @@ from model.lens.places import EDITS, INTERMEDIATES, tap
 from model.linear import DeltaAttention, LinearAttention
 from model.masks import Sight
 from model.pipeline import Pipeline
+from model.remat import LAYER_INPUT, rematerialized
 from model.sharding import constrain, ways
 
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 ATTENTION: dict[str, Any] = {
     "mha": Attention,
     "gqa": Attention,
@@ -54,7 +52,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Map the residual stream [B,T,D] to itself, in the form that `nn.scan` takes (carry, no output)."""
         config = self.config
-        x_BTD = tap(self, "residual/before", x_BTD)
+        x_BTD = tap(self, "residual/before", checkpoint_name(x_BTD, LAYER_INPUT))
         attention = ATTENTION[config.model.attention](config, name="attention")
         x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window), places)
         if self.translates:
@@ -146,11 +144,8 @@ def through_layers(
     """
     model = config.model
     x_BTD = Dropout(model.dropout, deterministic)(x_BTD, places.rows_B)
-    block = Block
-    if model.remat != "none":
-        block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=model.layers == "unroll")
     stack = nn.scan(
-        block,
+        rematerialized(Block, config),
         variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0, LOSSES: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast)),  # Flax annotates int, and takes one for each argument.

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from model.masks import Sight
+from model.remat import ATTENTION
 from model.sharding import partition, ways
 
 AXIS = "sequence"  # The mesh axis that shares the row.
@@ -154,7 +156,9 @@ def _attend_forward(settings: Settings, queries: Queries, keys: Keys, sinks_KG: 
     running = _around(settings.devices, lambda keys, running: (keys, add(running, keys)), keys, running)
     total_BKGT = jnp.where(running.total_BKGT == 0, 1.0, running.total_BKGT)
     read_BTKGH = jnp.moveaxis(running.read_BKGTH / total_BKGT[..., None], 3, 1).astype(keys.value_BSKH.dtype)
-    log_total_BKGT = running.highest_BKGT + jnp.log(total_BKGT)
+    # Where these are kept, the backward pass does not go through all blocks twice.
+    read_BTKGH = checkpoint_name(read_BTKGH, ATTENTION)
+    log_total_BKGT = checkpoint_name(running.highest_BKGT + jnp.log(total_BKGT), ATTENTION)
     return read_BTKGH, (*kept, read_BTKGH, log_total_BKGT)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from model.masks import Sight
+from model.remat import ATTENTION
 from model.sharding import partition, platform, ways
 
 LANES = 128  # Block lengths are multiples of it.
@@ -102,7 +103,8 @@ def _kernel(T: int, S: int, N: int, window: int, causal: bool, softcap: float, s
     )  # fmt: skip
     return splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=shards[1],
-        q_seq_shards=shards[0], attn_logits_soft_cap=softcap or None, interpret=platform() != "tpu",
+        q_seq_shards=shards[0], attn_logits_soft_cap=softcap or None, residual_checkpoint_name=ATTENTION,
+        interpret=platform() != "tpu",
     )  # fmt: skip
 
 
