@@ -380,7 +380,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.dtype": [(program, {}, ["float32", "bfloat16"])],
     "model.param_dtype": [(program, {}, ["float32", "bfloat16"])],
     "model.layers": [(program, {"model.num_layers": 2}, ["scan", "unroll"])],
-    "model.remat": [(backward, {}, ["none", "dots", "full"])],
+    "model.remat": [(backward, {}, ["none", "dots", "minimal", "qkv", "full", "offload", "up,down"])],
     # And auto, which is one of them.
     "model.kernel": [(shared_program, {}, ["dense", "fused", "splash", "ring", "gather"])],
     "tokenizer.source": [(vocabulary, {}, ["bpe", "bytes", "tokenizer.json"])],

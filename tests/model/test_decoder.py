@@ -147,23 +147,6 @@ def test_parameters_have_one_layout_however_layers_are_looped(layers):
     assert shapes["layers"]["attention"]["query"]["kernel"].shape == (3, 16, 4, 4)
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
-def test_remat_computes_the_same_gradients(scanned, policy):
-    assert_same_loss_and_gradients(build(tiny(**VARIED, remat=policy)), *scanned)
-
-
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_remat_computes_again_what_its_policy_says(layers):
-    dots = {}
-    for policy in ("none", "dots", "full"):
-        module = build(tiny(remat=policy, layers=layers))
-        jaxpr = jax.make_jaxpr(jax.grad(loss_of(module)))(parameter_shapes(module))
-        dots[policy] = str(jaxpr).count("dot_general[")
-    # One block: 7 linear maps and 2 products in attention, whose result is not needed again where it is the last.
-    assert dots["dots"] - dots["none"] in (1, 2)
-    assert dots["full"] - dots["none"] >= 7
-
-
 def test_dropout_follows_its_key_and_is_off_when_deterministic():
     module, sure = build(tiny(dropout=0.3)), build(tiny())
     params, tokens_BT = random_params(module), random_tokens(2, T)
