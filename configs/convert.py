@@ -128,14 +128,13 @@ def check_network(config: Config) -> Config:
 
 
 def _check_remat(remat: str) -> None:
-    if remat in REMAT_POLICIES:
-        return
     for name in remat.split(","):
-        if name not in LAYER_RESULTS:
+        if remat not in REMAT_POLICIES and name not in LAYER_RESULTS:
             near = difflib.get_close_matches(name, (*REMAT_POLICIES, *LAYER_RESULTS), n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(
-                f"--model.remat={remat}: {name!r} is neither a policy ({', '.join(REMAT_POLICIES)}) nor something that a "
-                f"layer computes and can keep ({', '.join(LAYER_RESULTS)})." + (f" Did you mean {near[0]}?" if near else "")
+                f"--model.remat={remat}: {name!r} is neither a policy ({', '.join(REMAT_POLICIES)}) nor a result of a "
+                f"layer that can be kept ({', '.join(LAYER_RESULTS)}).{hint}"
             )
 
 

@@ -144,8 +144,9 @@ def through_layers(
     """
     model = config.model
     x_BTD = Dropout(model.dropout, deterministic)(x_BTD, places.rows_B)
+    block = rematerialized(Block, config)
     stack = nn.scan(
-        rematerialized(Block, config),
+        block,
         variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0, LOSSES: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast)),  # Flax annotates int, and takes one for each argument.

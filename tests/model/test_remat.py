@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,7 @@ from model.sharding import parameter_shapes
 T = 8
 NETWORKS = {
     "decoder": {"window": 3, "window_pattern": "LG", "biases": True, "qk_norm": "head"},
-    "experts": {"num_experts": 4},
-    "encoder_decoder": {"network": "encoder_decoder"},
+    "encoder_decoder": {"network": "encoder_decoder", "num_experts": 4},
     "lstm": {"network": "lstm"},
     "lstm_encoder_decoder": {"network": "lstm_encoder_decoder"},
     "latent": {"attention": "latent"},
@@ -26,9 +26,13 @@ NETWORKS = {
     "delta": {"attention": "delta"},
     "ring": {"kernel": "ring"},
 }
-OF_A_DECODER = [("decoder", remat) for remat in (*REMAT_POLICIES[1:], "query,key,value,attention")]
-OF_OTHERS = [(name, remat) for name in NETWORKS for remat in REMAT_POLICIES[1:] if name != "decoder"]
-ALWAYS = [("experts", "minimal"), ("encoder_decoder", "offload"), ("lstm", "minimal")]
+POLICIES = (*REMAT_POLICIES[1:], "query,key,value,attention")
+QUICK = [("decoder", "dots"), ("decoder", "offload"), ("lstm", "minimal")]
+CASES = [
+    pytest.param(name, remat, marks=() if (name, remat) in QUICK else pytest.mark.slow)
+    for name in NETWORKS
+    for remat in POLICIES
+]
 
 
 def loss_of(module, length=T):
@@ -53,11 +57,7 @@ def loss_and_gradients(name, remat):
     return jax.jit(jax.value_and_grad(loss_of(module)))(random_params(module))
 
 
-def slow(cases):
-    return [case if case in ALWAYS else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
-
-
-@pytest.mark.parametrize(("name", "remat"), [*OF_A_DECODER, *slow(OF_OTHERS)])
+@pytest.mark.parametrize(("name", "remat"), CASES)
 def test_remat_changes_neither_loss_nor_gradients(name, remat):
     if name not in EXPECTED:
         EXPECTED[name] = loss_and_gradients(name, "none")
@@ -83,11 +83,13 @@ def test_each_policy_computes_again_the_products_that_it_says(layers):
     assert again == {"none": 0, "dots": 1, "minimal": 2, "qkv": 5, "full": 8, "offload": 5, "up,down": 7}
 
 
-@pytest.mark.parametrize(("remat", "kernels"), [("dots", 3), ("attention", 3), ("minimal", 4), ("full", 4)])
-def test_an_attention_kernel_runs_again_only_if_its_results_are_not_kept(remat, kernels):
-    """Forward, two kernels backward, and forward again."""
-    program = jaxpr(remat, length=128, kernel="splash", head_width=128, num_kv_heads=4)
-    assert program.count("pallas_call[") == kernels
+@pytest.mark.parametrize(("remat", "kernels"), [("dots", 3), ("minimal", 4)])
+def test_an_attention_kernel_runs_again_only_if_its_results_are_not_kept(remat, kernels, monkeypatch):
+    """Forward and two backward, of which the first runs again or not."""
+    monkeypatch.setattr(sys.modules["model.kernels.splash"], "platform", lambda: "tpu")
+    module = build(tiny(remat=remat, kernel="splash", head_width=128, num_kv_heads=4))
+    program = jax.jit(jax.grad(loss_of(module, 128))).trace(parameter_shapes(module))
+    assert program.lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call") == kernels
 
 
 def test_the_recurrence_runs_again_only_if_its_gates_are_not_kept():
@@ -95,7 +97,7 @@ def test_the_recurrence_runs_again_only_if_its_gates_are_not_kept():
     assert loops["minimal"] == loops["none"] == loops["full"] - 1
 
 
-@pytest.mark.parametrize("name", ["decoder", "experts"])
+@pytest.mark.parametrize("name", ["decoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)])
 def test_memory_falls_from_policy_to_policy(name):
     temporary = []
     for remat in ("none", "dots", "minimal", "qkv", "full"):
