@@ -13,6 +13,10 @@ from launch.plans.hlo import Instruction, Program
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 
+START, DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"  # Targets of custom calls.
+STEPS, REDUCE_SCATTER = "async_collective_fusion", "all-reduce-scatter"  # How computations are named.
+
+
 @dataclass(frozen=True)
 class Collective:
     """One exchange, which a step makes `count` times."""
@@ -36,27 +40,32 @@ class Collective:
 
 
 def collective_of(program: Program, instruction: Instruction, chip: Chip, shape: tuple[int, ...]) -> Collective | None:
-    """The exchange that an instruction makes or starts; None if it makes none."""
-    opcode = instruction.opcode
-    kind = opcode.removesuffix("-start")
+    """The exchange that an instruction makes or starts; None if it makes none.
+
+    On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it; and
+    a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
+    """
+    kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-        return _priced(program, instruction, kind, opcode.endswith("-start"), chip, shape)
-    if opcode == "fusion" and not _is_done(instruction) and "convolution" not in instruction.name:
-        for name in instruction.calls:
-            for inner in program.computations[name]:
-                if inner.opcode in COLLECTIVES:
-                    starts = any(other.target == "AsyncCollectiveStart" for other in program.computations[name])
-                    return _priced(program, inner, inner.opcode, starts, chip, shape)
-    if opcode == "async-start":
-        for name in instruction.calls:
-            for inner in program.computations[name]:
-                if inner.opcode in COLLECTIVES:
-                    return _priced(program, inner, inner.opcode, True, chip, shape)
+        return _priced(program, instruction, kind, instruction.opcode.endswith("-start"), chip, shape)
+    if instruction.opcode not in ("fusion", "async-start"):
+        return None
+    for name in instruction.calls:
+        inside = list(program.computations[name])
+        inner = next((one for one in inside if one.opcode in COLLECTIVES), None)
+        if inner is None or name.startswith(STEPS) or any(one.target == DONE for one in inside):
+            continue
+        starts = instruction.opcode == "async-start" or any(one.target == START for one in inside)
+        kind = "reduce-scatter" if name.startswith(REDUCE_SCATTER) else inner.opcode
+        return _priced(program, inner, kind, starts, chip, shape)
     return None
 
 
-def _is_done(instruction: Instruction) -> bool:
-    return instruction.name.startswith("async-collective-done")
+def finishes(program: Program, instruction: Instruction) -> bool:
+    """Whether an instruction waits for an exchange that another one has started."""
+    if instruction.opcode == "fusion":
+        return any(one.target == DONE for name in instruction.calls for one in program.computations[name])
+    return instruction.opcode == "async-done" or instruction.opcode.removesuffix("-done") in COLLECTIVES
 
 
 def _priced(
@@ -65,10 +74,11 @@ def _priced(
     group = first_group(instruction, program.partitions)
     size = max(1, len(group))
     made = instruction.arrays
-    if asynchronous and instruction.opcode.endswith("-start") and len(made) > 1:
-        made = made[len(made) // 2 : len(made) // 2 + 1] if kind != "all-reduce" else made
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # What goes in, what comes out, flags.
+        given = len(instruction.operands)
+        made = made[given : 2 * given]
     number = sum(array.bytes for array in made)
-    whole = number * size if kind == "reduce-scatter" else number
+    whole = number * size if instruction.opcode == "reduce-scatter" else number
     share = (size - 1) / size
     bandwidth = group_bandwidth(size, chip, shape)
     if kind == "all-reduce":

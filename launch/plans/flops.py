@@ -78,27 +78,3 @@ def _pairs(length: int, outputs: int, size: int, stride: int, before: int, dilat
             positions = (output * stride + offset for output in range(outputs))
             count += sum(p % dilated == 0 and 0 <= p // dilated < length for p in positions)
     return count
-
-
-def kernel_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a splash attention kernel with a causal mask; 0 for a kernel that is not known.
-
-    Each of its matrix multiplications is 2 N T S H, of which the blocks on and below the diagonal are computed: two of
-    them forward, four for the gradients of keys and values, three for that of queries, five where both are one kernel.
-    """
-    shapes = [
-        computation.instructions[name].arrays[0].lengths
-        for name in instruction.operands
-        if name in computation.instructions and computation.instructions[name].arrays
-    ]
-    name = instruction.name
-    if "splash" not in name:
-        return 0.0
-    wide = [shape for shape in shapes if len(shape) in (3, 4) and shape[-1] % 64 == 0 and shape[-2] > 8]
-    query = max((shape for shape in wide), key=math.prod)
-    lengths = [shape[-2] for shape in wide if shape[-1] == query[-1]]
-    matmuls = 5 if "fused" in name else 4 if "dkv" in name else 3 if "dq" in name else 2
-    flops = 2.0 * math.prod(query) * max(lengths) * matmuls
-    block = re.search(r'block_kv\\?": (\d+)', instruction.attributes)
-    blocks = max(1, max(lengths) // int(block[1])) if block else 1
-    return flops * (blocks + 1) / (2 * blocks)

@@ -144,7 +144,7 @@ def read(text: str) -> Program:
             if match and line.rstrip().endswith("{"):
                 current = computations.setdefault(match[2], Computation(match[2]))
                 entry = match[2] if match[1] else entry
-        elif line.startswith("}") and _is_closed(pending):
+        elif line.rstrip() == "}":  # Brackets of an attribute with line breaks may begin a line as well.
             _add(current, pending)
             current, pending = None, ""
         elif _INSTRUCTION.match(line):
@@ -156,10 +156,6 @@ def read(text: str) -> Program:
         raise ValueError("This is no text of a compiled program: no ENTRY computation.")
     partitions = re.search(r"num_partitions=(\d+)", header)
     return Program(computations, entry, int(partitions[1]) if partitions else 1)
-
-
-def _is_closed(pending: str) -> bool:
-    return pending.count("{") <= pending.count("}")
 
 
 def _add(computation: Computation, text: str) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launch.plans.chips import Chip
-from launch.plans.collectives import Collective, collective_of
-from launch.plans.flops import kernel_flops, matmul_flops
+from launch.plans.collectives import Collective, collective_of, finishes
+from launch.plans.flops import matmul_flops
 from launch.plans.hlo import Computation, Instruction, Program
+from launch.plans.kernels import kernel_of, kernel_seconds
 
-PALLAS = "tpu_custom_call"
 NULL = 0.72  # Of the peak: what the matrix multiplications of a good program reach.
 
 
@@ -89,7 +89,7 @@ def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[i
             else:
                 now = links_free
                 costs.collectives.append(collective.waited(collective.seconds))
-        elif (start := _finishes(computation, instruction, done_at)) is not None:
+        elif finishes(program, instruction) and (start := _started_by(computation, instruction, done_at)):
             ready, collective = done_at.pop(start)
             waited = max(0.0, ready - now)
             costs.collectives.append(collective.waited(waited))
@@ -102,20 +102,14 @@ def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[i
     return costs
 
 
-def _finishes(computation: Computation, instruction: Instruction, pending: Mapping[str, object]) -> str | None:
-    """The start of the transfer that this instruction waits for."""
-    if not (
-        instruction.opcode.endswith("-done")
-        or "AsyncCollectiveDone" in instruction.attributes
-        or instruction.name.startswith("async-collective-done")
-    ):
-        return None
+def _started_by(computation: Computation, instruction: Instruction, pending: Mapping[str, object]) -> str | None:
+    """The pending transfer that an instruction depends on; steps of it may stand in between."""
     seen, stack = set(), list(instruction.operands)
     while stack:
         name = stack.pop()
         if name in pending:
             return name
-        if name not in seen and name in computation.instructions and len(seen) < 1000:
+        if name not in seen and name in computation.instructions:
             seen.add(name)
             stack += computation.instructions[name].operands
     return None
@@ -123,10 +117,9 @@ def _finishes(computation: Computation, instruction: Instruction, pending: Mappi
 
 def _seconds(program: Program, computation: Computation, instruction: Instruction, chip: Chip, costs: Costs) -> float:
     """What the core spends on an instruction; counts its operations."""
-    if instruction.opcode == "custom-call" and instruction.target == PALLAS:
-        flops = kernel_flops(computation, instruction)
-        costs.kernel_flops += flops
-        seconds = flops / (0.5 * chip.flops)
+    if kernel := kernel_of(computation, instruction):
+        seconds = kernel_seconds(kernel, chip)
+        costs.kernel_flops += kernel.flops
         costs.kernels += seconds
         return seconds
     costs.matmul_flops += matmul_flops(program, computation, instruction)
