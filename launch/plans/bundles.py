@@ -2,8 +2,8 @@
 
 The compiler gives no estimate for a Pallas kernel, but libtpu can write down the bundles of instructions that it packs
 for the core: one bundle is one cycle. A splash kernel loops over pairs of blocks, one of queries and one of keys; in
-every step it does some book-keeping, at the first and the last pair of a row it clears and writes out sums, and only for
-a pair in which somebody sees somebody it multiplies. Stalls on memory are not in it.
+every step it does some book-keeping, at the first and the last pair of a row it clears and writes out sums, and only
+for a pair in which somebody sees somebody it multiplies. Stalls on memory are not in it.
 
 libtpu reads its flags once, when it is loaded; so the kernels are compiled in a process of their own:
 `python -m launch.plans.bundles v5e:2x2 128 512 512 512 0` prints what `cycles` returns, as JSON.
@@ -168,4 +168,5 @@ if __name__ == "__main__":
     from launch.plans.topology import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    compile_kernels(sys.argv[1], Blocks(*map(int, sys.argv[2:6]), float(sys.argv[6])))
+    width, query, key, compute = map(int, sys.argv[2:6])
+    compile_kernels(sys.argv[1], Blocks(width, query, key, compute, softcap=float(sys.argv[6])))

@@ -13,6 +13,7 @@ from launch.plans.hlo import Instruction, Program
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 
+LATENCY = 1e-6  # Seconds for each chip on the way: https://jax-ml.github.io/scaling-book/tpus/.
 START, DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"  # Targets of custom calls.
 STEPS, REDUCE_SCATTER = "async_collective_fusion", "all-reduce-scatter"  # How computations are named.
 
@@ -42,8 +43,8 @@ class Collective:
 def collective_of(program: Program, instruction: Instruction, chip: Chip, shape: tuple[int, ...]) -> Collective | None:
     """The exchange that an instruction makes or starts; None if it makes none.
 
-    On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it; and
-    a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
+    On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it;
+    and a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
     """
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
@@ -90,7 +91,16 @@ def _priced(
         seconds = whole * share / bandwidth / 4 * max(1.0, math.log2(size) / 2)
     else:
         seconds = whole * share / bandwidth
-    return Collective(kind, whole, group, seconds, asynchronous, instruction.source)
+    return Collective(kind, whole, group, seconds + LATENCY * hops(size, shape), asynchronous, instruction.source)
+
+
+def hops(size: int, shape: tuple[int, ...]) -> int:
+    """From one end of a group to the other, around rings."""
+    far = 0
+    for length in sorted(shape, reverse=True):
+        along = min(length, size)
+        far, size = far + max(1, along // 2) * (along > 1), -(-size // along)
+    return far
 
 
 def group_bandwidth(size: int, chip: Chip, shape: tuple[int, ...]) -> float:

@@ -11,12 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import source_length, translates
+from configs.convert import fills_in, source_length, translates
 from configs.schema import Config, ConfigError
 from launch.plans.chips import CHIPS
 from launch.plans.topology import Topology
 from model import build
-from model.sharding import batch_sharding, check_divisible, parameter_shapes
+from model.generate.cache import empty_cache
+from model.generate.choose import Sampling
+from model.generate.decode import State, decode_chunk
+from model.sharding import batch_sharding, check_divisible, param_shardings, parameter_shapes, partition
 from train.optimizer import make_optimizer
 from train.step import jit_train_step, make_train_step, state_shape
 
@@ -42,6 +45,7 @@ class Memory:
     temporary: int  # Activations, gradients, gathered parameters: what the step needs while it runs.
     code: int
     peak: int
+    cache: int = 0  # Keys and values of decoding.
     host: int = 0  # In the host's memory, if anything is offloaded.
 
 
@@ -85,6 +89,44 @@ def train_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory]
     return lowered, Memory(parameters, bytes_on_a_device(state) - parameters, bytes_on_a_device(batch), 0, 0, 0)
 
 
+def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory]:
+    """The lowered loop of `model/generate` that writes CHUNK tokens of train.batch_size texts of data.length tokens.
+
+    Raises:
+      ConfigError: the network writes nothing, or the texts cannot be shared by the mesh.
+    """
+    if fills_in(config):
+        raise ConfigError(f"--step=decode: a network of the kind {config.model.network} does not write text.")
+    check_divisible(config, mesh)
+    module, rows, sharding = build(config), config.train.batch_size, batch_sharding(mesh)
+    params = jax.tree.map(
+        lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+        parameter_shapes(module), param_shardings(module, mesh),
+    )  # fmt: skip
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def of_rows(*shape: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    def kept(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = ["layers", "batch", *["width"] * (leaf.ndim - 2)] if leaf.ndim > 2 else ["batch", "width"][: leaf.ndim]
+        if leaf.ndim == 5 and str(path[-1].key) in ("key", "value"):
+            names[3] = "heads"
+        at = jax.sharding.NamedSharding(mesh, partition(*names))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+
+    slots, sources = config.data.length, source_length(config.data) if translates(config) else 0
+    shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources))
+    cache = jax.tree_util.tree_map_with_path(kept, shapes)
+    keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32)))
+    state = State(cache, of_rows(config.tokenizer.vocab_size, dtype=jnp.float32), of_rows(dtype=jnp.int32),
+                  of_rows(dtype=jnp.bool_))  # fmt: skip
+    ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
+    with jax.set_mesh(mesh):
+        lowered = decode_chunk.lower(module, Sampling(), 0, params, state, of_rows(dtype=keys.dtype), ends)
+    return lowered, Memory(bytes_on_a_device(params), 0, 0, 0, 0, 0, cache=bytes_on_a_device(cache))
+
+
 def bytes_on_a_device(tree: Any) -> int:
     """Of arrays (`jax.ShapeDtypeStruct`) that are spread over a mesh."""
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -105,7 +147,7 @@ def compile_program(lowered: Any, inputs: Memory, options: dict[str, str]) -> Co
     seconds = time.perf_counter() - began
     stats = compiled.memory_analysis()
     memory = Memory(
-        inputs.parameters, inputs.optimizer, inputs.batch,
+        inputs.parameters, inputs.optimizer, inputs.batch, cache=inputs.cache,
         temporary=stats.temp_size_in_bytes, code=stats.generated_code_size_in_bytes,
         peak=stats.peak_memory_in_bytes, host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
     )  # fmt: skip

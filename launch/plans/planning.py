@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from configs.schema import Config
+from launch.plans.chips import Chip
 from launch.plans.collectives import Collective
-from launch.plans.compiling import Memory, OutOfMemory, compile_program, options_for, train_program
+from launch.plans.compiling import Memory, OutOfMemory, compile_program, decode_program, options_for, train_program
 from launch.plans.hlo import read
 from launch.plans.pricing import Price, price
 from launch.plans.topology import Topology, devices_of
+from model.generate.decode import CHUNK
 from model.sharding import make_mesh
 from train.metrics import train_flops_per_token
 
@@ -31,7 +34,7 @@ def make_plan(
     """
     options = options_for(topology, options or {})
     mesh = make_mesh(config.mesh, devices_of(topology))
-    lowered, inputs = train_program(config, mesh)
+    lowered, inputs = (train_program if step == "train" else decode_program)(config, mesh)
     plan: dict[str, Any] = {
         "config": config.name,
         "step": step,
@@ -57,13 +60,39 @@ def make_plan(
             {"bytes": size, "what": what} for size, what in full.buffers[:8]
         ]}  # fmt: skip
     plan["compiler"]["seconds"] = round(compiled.seconds, 1)
-    limit = topology.chip.hbm
-    plan |= {"fits": True, "memory": memory_of(compiled.memory, compiled.memory.peak, limit)}
+    plan |= {"fits": True, "memory": memory_of(compiled.memory, compiled.memory.peak, topology.chip.hbm)}
     found = price(read(compiled.text), topology.chip, topology.shape)
-    plan |= {"time": time_of(config, topology, found), "collectives": collectives_of(found, mesh)}
+    work = train_work(config, found) if step == "train" else decode_work(config, compiled.memory, topology.chip, found)
+    plan |= {"time": time_of(topology, found, work), "collectives": collectives_of(found, mesh)}
+    per_second = work.tokens / plan["time"]["seconds"]
+    plan["run"] = {"tokens_per_second": per_second}
     if tokens:
-        plan["run"] = run_of(config, topology, found, tokens)
+        hours = tokens / per_second / 3600
+        plan["run"] |= {"tokens": tokens, "days": hours / 24, "chip_hours": hours * topology.chips}
     return plan
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a compiled program does, by which its time is judged."""
+
+    steps: int  # In the program.
+    tokens: int  # Of each step, over all devices.
+    flops: float  # Model FLOPs of each step, over all devices.
+    null: float  # Seconds of each step by the simplest model.
+
+
+def train_work(config: Config, found: Price) -> Work:
+    """One step over the whole batch; its null model is matrix multiplications at 72% of the peak."""
+    tokens = config.train.batch_size * config.data.length
+    return Work(1, tokens, train_flops_per_token(config) * tokens, found.null)
+
+
+def decode_work(config: Config, memory: Memory, chip: Chip, found: Price) -> Work:
+    """CHUNK steps of one token in each text; the null model reads parameters and cache once per token."""
+    flops = train_flops_per_token(config) / 3 * config.train.batch_size
+    null = (memory.parameters + memory.cache) / chip.bandwidth
+    return Work(CHUNK, config.train.batch_size, flops, max(null, found.null / CHUNK))
 
 
 def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
@@ -72,6 +101,7 @@ def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
         "parameters": parts.parameters,
         "optimizer": parts.optimizer,
         "batch": parts.batch,
+        "cache": parts.cache,
         "temporary": parts.temporary,
         "code": parts.code,
         "host": parts.host,
@@ -80,24 +110,23 @@ def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
     }
 
 
-def time_of(config: Config, topology: Topology, found: Price) -> dict[str, float]:
+def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
     """Seconds of one step, and the share of the chips' peak that its model FLOPs are."""
-    flops = train_flops_per_token(config) * config.train.batch_size * config.data.length / topology.devices
-    peak = topology.chip.flops
-    return {
-        "seconds": found.scheduled,
-        "hidden": found.hidden,
-        "exposed": found.exposed,
-        "null": found.null,
-        "kernels": found.kernels,
-        "matmul_flops": found.matmul_flops,
-        "kernel_flops": found.kernel_flops,
-        "model_flops": flops,
-        "mfu": flops / found.scheduled / peak,
-        "mfu_hidden": flops / found.hidden / peak,
-        "mfu_exposed": flops / found.exposed / peak,
-        "mfu_null": flops / found.null / peak if found.null else 0.0,
+    times = {
+        "seconds": found.scheduled / work.steps,
+        "hidden": found.hidden / work.steps,
+        "exposed": found.exposed / work.steps,
+        "null": work.null,
     }
+    peak = topology.devices * topology.chip.flops
+    shares = {f"mfu_{name}".removesuffix("_seconds"): work.flops / x / peak if x else 0.0 for name, x in times.items()}
+    return times | shares | {
+        "kernels": found.kernels / work.steps,
+        "memory": found.memory / work.steps,
+        "matmul_flops": found.matmul_flops / work.steps,
+        "kernel_flops": found.kernel_flops / work.steps,
+        "model_flops": work.flops / topology.devices,
+    }  # fmt: skip
 
 
 def collectives_of(found: Price, mesh: Any) -> list[dict[str, Any]]:
@@ -125,15 +154,3 @@ def axes_of(group: tuple[int, ...], mesh: Any) -> list[str]:
     """The axes of the mesh along which the devices of a group differ."""
     places = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
     return [axis for axis, place in zip(mesh.axis_names, places, strict=True) if len(set(place.tolist())) > 1]
-
-
-def run_of(config: Config, topology: Topology, found: Price, tokens: float) -> dict[str, float]:
-    """What a run over so many tokens takes."""
-    per_second = config.train.batch_size * config.data.length / found.scheduled
-    hours = tokens / per_second / 3600
-    return {
-        "tokens": tokens,
-        "tokens_per_second": per_second,
-        "days": hours / 24,
-        "chip_hours": hours * topology.chips,
-    }

@@ -23,11 +23,12 @@ class Costs:
     matmul_flops: float = 0.0
     kernel_flops: float = 0.0  # Of Pallas kernels, which the compiler knows nothing about.
     kernels: float = 0.0  # Their seconds, part of `busy`.
+    memory: float = 0.0  # Seconds in which the core waits for copies from HBM to the fast memory.
     collectives: list[Collective] = field(default_factory=list)
 
     def add(self, other: Costs, times: int) -> None:
         """Another computation, which is run so many times."""
-        for name in ("busy", "elapsed", "matmul_flops", "kernel_flops", "kernels"):
+        for name in ("busy", "elapsed", "matmul_flops", "kernel_flops", "kernels", "memory"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         self.collectives += [collective.repeated(times) for collective in other.collectives]
 
@@ -41,6 +42,7 @@ class Price:
     exposed: float  # If no communication is hidden.
     null: float  # Matrix multiplications alone, at NULL of the peak.
     kernels: float  # Of `hidden`, Pallas kernels.
+    memory: float  # Of `hidden`, waits for copies from HBM to the fast memory.
     matmul_flops: float
     kernel_flops: float
     collectives: tuple[Collective, ...]
@@ -51,11 +53,12 @@ def price(program: Program, chip: Chip, shape: tuple[int, ...]) -> Price:
     costs = _walk(program, program.computations[program.entry], chip, shape)
     communication = sum(collective.seconds * collective.count for collective in costs.collectives)
     return Price(
-        hidden=costs.busy,
+        hidden=costs.busy + costs.memory,
         scheduled=costs.elapsed,
-        exposed=costs.busy + communication,
+        exposed=costs.busy + costs.memory + communication,
         null=costs.matmul_flops / (NULL * chip.flops),
         kernels=costs.kernels,
+        memory=costs.memory,
         matmul_flops=costs.matmul_flops,
         kernel_flops=costs.kernel_flops,
         collectives=tuple(costs.collectives),
@@ -65,10 +68,12 @@ def price(program: Program, chip: Chip, shape: tuple[int, ...]) -> Price:
 def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[int, ...]) -> Costs:
     """Start the instructions one after the other; a transfer that was started goes on meanwhile.
 
-    Transfers over links wait for each other; whoever needs one that is not done waits.
+    Transfers over links wait for each other, and so do those between HBM and the fast memory; whoever needs one that is
+    not done waits.
     """
-    costs, now, links_free = Costs(), 0.0, 0.0
-    done_at: dict[str, tuple[float, Collective]] = {}
+    costs, now, links_free, memory_free = Costs(), 0.0, 0.0, 0.0
+    sent: dict[str, tuple[float, Collective]] = {}  # When it will be done.
+    copied: dict[str, float] = {}
     for instruction in computation:
         if instruction.opcode == "while":
             trips = program.trips(instruction)
@@ -82,17 +87,23 @@ def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[i
             costs.add(longest, 1)
             now += longest.elapsed
         elif collective := collective_of(program, instruction, chip, shape):
-            begins = max(now, links_free)
-            links_free = begins + collective.seconds
+            links_free = max(now, links_free) + collective.seconds
             if collective.asynchronous:
-                done_at[instruction.name] = (links_free, collective)
+                sent[instruction.name] = (links_free, collective)
             else:
+                costs.collectives.append(collective.waited(links_free - now))
                 now = links_free
-                costs.collectives.append(collective.waited(collective.seconds))
-        elif finishes(program, instruction) and (start := _started_by(computation, instruction, done_at)):
-            ready, collective = done_at.pop(start)
+        elif finishes(program, instruction) and (start := _started_by(computation, instruction, sent)):
+            ready, collective = sent.pop(start)
             waited = max(0.0, ready - now)
             costs.collectives.append(collective.waited(waited))
+            now += waited
+        elif instruction.opcode in ("copy-start", "slice-start"):
+            memory_free = max(now, memory_free) + _copied(computation, instruction) / chip.bandwidth
+            copied[instruction.name] = memory_free
+        elif instruction.opcode in ("copy-done", "slice-done"):
+            waited = max(0.0, copied.get(instruction.operands[0], 0.0) - now)
+            costs.memory += waited
             now += waited
         else:
             seconds = _seconds(program, computation, instruction, chip, costs)
@@ -100,6 +111,13 @@ def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[i
             now += seconds
     costs.elapsed = now
     return costs
+
+
+def _copied(computation: Computation, instruction: Instruction) -> int:
+    """Bytes that a copy between HBM and the fast memory moves; 0 within the fast memory."""
+    source = computation.instructions[instruction.operands[0]]
+    into = instruction.arrays[0 if instruction.opcode == "copy-start" else len(source.arrays)]
+    return into.bytes if not (into.fast and source.arrays and source.arrays[0].fast) else 0
 
 
 def _started_by(computation: Computation, instruction: Instruction, pending: Mapping[str, object]) -> str | None:

@@ -16,14 +16,12 @@ def as_text(plan: dict[str, Any]) -> str:
         *_memory(plan),
     ]
     if plan["fits"]:
-        lines += ["", *_time(plan["time"]), "", *_collectives(plan["collectives"])]
-    if "run" in plan:
-        run = plan["run"]
-        lines += [
-            "",
-            f"{run['tokens']:.3g} tokens: {run['tokens_per_second']:,.0f} tokens/s, {run['days']:,.1f} days, "
-            f"{run['chip_hours']:,.0f} chip-hours",
-        ]
+        lines += ["", *_time(plan["time"], plan["step"]), "", *_collectives(plan["collectives"])]
+    if run := plan.get("run"):
+        lines += ["", f"{run['tokens_per_second']:,.0f} tokens/s"]
+        if "tokens" in run:
+            took = f"{run['days']:,.1f} days, {run['chip_hours']:,.0f} chip-hours"
+            lines[-1] += f"; {run['tokens']:.3g} tokens take {took}"
     compiler = plan["compiler"]
     options = " ".join(f"{name}={value}" for name, value in compiler["options"].items())
     return "\n".join([*lines, "", plan["note"], f"libtpu {compiler['libtpu']}, jax {compiler['jax']}; {options}"])
@@ -44,7 +42,7 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     memory = plan["memory"]
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
     lines = [f"memory per device: {verdict}: {_gib(memory['peak']).strip()} of {_gib(memory['limit']).strip()}"]
-    for name in ("parameters", "optimizer", "batch", "temporary", "code", "host"):
+    for name in ("parameters", "optimizer", "batch", "cache", "temporary", "code", "host"):
         if memory[name]:
             lines.append(f"  {name:<12}{_gib(memory[name])}")
     for buffer in plan.get("largest", []):
@@ -52,16 +50,17 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _time(time: dict[str, float]) -> list[str]:
+def _time(time: dict[str, float], step: str) -> list[str]:
+    null = "72% of peak" if step == "train" else "read memory once"
     rows = [
         ("predicted (as scheduled)", time["seconds"], time["mfu"]),
         ("all communication hidden", time["hidden"], time["mfu_hidden"]),
         ("no communication hidden", time["exposed"], time["mfu_exposed"]),
-        ("null model (72% of peak)", time["null"], time["mfu_null"]),
+        (f"null model ({null})", time["null"], time["mfu_null"]),
     ]
     return [
-        "time per step                              MFU",
-        *(f"  {n:<26}{_seconds(s)}  {m:6.1%}" for n, s, m in rows),
+        "time per step                                  MFU",
+        *(f"  {n:<30}{_seconds(s)}  {m:6.1%}" for n, s, m in rows),
     ]
 
 

@@ -81,9 +81,10 @@ def generate(
 
     ahead: tuple[State, tuple[jax.Array, ...]] | None = None
     for start in range(0, max_tokens, CHUNK):
-        state, out = ahead or _decode(module, sampling, top, params, state, keys_B, ends_E)
+        state, out = ahead or decode_chunk(module, sampling, top, params, state, keys_B, ends_E)
         # The next chunk is on its way before this one is read, unless this is the last.
-        ahead = _decode(module, sampling, top, params, state, keys_B, ends_E) if start + CHUNK < max_tokens else None
+        more = start + CHUNK < max_tokens
+        ahead = decode_chunk(module, sampling, top, params, state, keys_B, ends_E) if more else None
         yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in out))
         if bool(jnp.all(state.done_B)):
             return
@@ -151,7 +152,7 @@ def _prefill(
 
 # The state is not donated: the caller still reads `done_B` of the state that the next chunk starts from.
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(
+def decode_chunk(
     module: Any, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, ends_E: jax.Array
 ) -> tuple[State, tuple[jax.Array, ...]]:
     """Choose CHUNK tokens, one after another, each read back into the network."""

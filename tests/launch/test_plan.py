@@ -9,6 +9,7 @@ import pytest
 from configs.convert import check, override
 from configs.presets import preset
 from configs.schema import ConfigError
+from launch.plans.bundles import Cycles, count
 from launch.plans.topology import ENVIRONMENT, parse
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: uv sync --extra tpu")
@@ -21,6 +22,9 @@ def _libtpu_beside_other_tests():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+CYCLES = Cycles(step=100, block=1000, row=10)
 
 
 def tiny(**settings):
@@ -73,9 +77,12 @@ def test_a_topology_that_there_is_not_names_the_nearest(name, says):
 
 @pytest.fixture(scope="module")
 def plan():
+    from launch.plans import kernels
     from launch.plans.planning import make_plan
 
-    return make_plan(tiny(), parse("v5e:2x2"), tokens=1e9)
+    with pytest.MonkeyPatch.context() as patch:  # Compiling the kernels for their instructions takes long.
+        patch.setattr(kernels, "cycles", lambda chip, blocks: dict.fromkeys(kernels.MATMULS, CYCLES))
+        return make_plan(tiny(), parse("v5e:2x2"), tokens=1e9)
 
 
 def test_a_training_step_is_planned_with_splash(plan):
@@ -85,7 +92,49 @@ def test_a_training_step_is_planned_with_splash(plan):
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)  # Adam's two moments.
     time = plan["time"]
     assert 0 < time["hidden"] < time["seconds"] < time["exposed"] * 1.0001
-    assert time["kernel_flops"] > 0
+    # Three layers of two rows with four heads, of one pair of blocks: forward, again for remat, and two gradients.
+    calls = 3 * 2 * 4
+    assert time["kernel_flops"] == calls * 2 * (2 + 2 + 4 + 3) * 128 * 128 * 64
+    assert time["kernels"] == pytest.approx(calls * 4 * (CYCLES.step + CYCLES.block + CYCLES.row) / 1.5e9)
     run = plan["run"]
     assert run["chip_hours"] == pytest.approx(4 * 24 * run["days"])
     assert run["tokens_per_second"] == pytest.approx(8 * 128 / time["seconds"])
+
+
+def test_a_decode_step_is_planned_on_another_chip():
+    from launch.plans.planning import make_plan
+
+    plan = make_plan(tiny(mesh__tensor=2), parse("v5p:2x2x1"), step="decode")
+    assert plan["mesh"] == {"fsdp": 2, "tensor": 2}
+    assert plan["memory"]["optimizer"] == 0
+    # Three layers of keys and values of 8 rows, 128 tokens, 2 heads of 64 numbers in two bytes, on 4 devices.
+    assert plan["memory"]["cache"] == 3 * 2 * 8 * 128 * 2 * 64 * 2 // 4
+    assert plan["time"]["seconds"] >= plan["time"]["null"] > 0
+
+
+def test_bundles_of_a_kernel_are_counted_by_what_leaves_them_out():
+    bundle = "  0x1   : > { %1 = vadd }"
+    branch = "  0x2   : > { %2 = sbr.rel (%p1) target = $region9 }"
+    text = [
+        bundle,  # Before the loop.
+        "  0x3 LB: > { %3 = sadd }", branch, bundle,
+        branch, *[bundle] * 4, "  0x4 PF: > { %4 = sld }",  # The first pair of a row.
+        branch, *["  0x5   : > { %5 = vmatmul }"] * 7, "  0x6 PF: > { %6 = sld }",  # A pair that is seen.
+        branch, *[bundle] * 2, "  0x7 PF: > { %7 = sld }",  # The last pair of a row.
+        "  0x8 PF: > { %8 = sld }", branch,
+    ]  # fmt: skip
+    # What a branch leaves out ends with the bundle that it leads to, which is counted with it.
+    assert count("\n".join(text)) == Cycles(step=8, block=8, row=5 + 3)
+    assert count(bundle) is None
+
+
+@pytest.mark.slow
+def test_splash_is_timed_by_the_instructions_that_libtpu_makes(tmp_path, monkeypatch):
+    from launch.plans.bundles import Blocks, cycles
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small, large = (cycles("v5e", Blocks(64, block, block, block)) for block in (128, 256))
+    for name in ("fwd", "dkv", "dq"):
+        # Four times the work; the matrix units' peak of 131,072 operations in a cycle is not exceeded by much.
+        assert 2 < large[name].block / small[name].block < 6
+    assert large["fwd"].block > 2 * 2 * 256 * 256 * 64 / 131_072 / 1.1
