@@ -108,7 +108,9 @@ class Program:
     partitions: int
 
     def trips(self, loop: Instruction) -> int:
-        """How often a while loop goes round: what is known, or the limit that its condition compares a counter with.
+        """How often a while loop goes round: what is known, or limit / step of the counter that its condition compares.
+
+        A matrix multiplication that is fed piece by piece from other devices is a loop that counts in steps of two.
 
         Raises:
           ValueError: neither is there.
@@ -117,16 +119,25 @@ class Program:
         if known:
             return int(known[1])
         condition = self.computations[loop.attribute("condition").lstrip("%")]
-        limits = [
-            int(instruction.operands[0])
-            for instruction in condition
-            if instruction.opcode == "constant" and instruction.operands and instruction.operands[0].isdigit()
-        ]
-        for called in (self.computations[name] for instruction in condition for name in instruction.calls):
-            limits += [int(i.operands[0]) for i in called if i.opcode == "constant" and i.operands[0].isdigit()]
+        inside = [condition, *(self.computations[name] for one in condition for name in one.calls)]
+        limits = [int(one.operands[0]) for part in inside for one in part if _is_number(one)]
+        counters = [int(one.attribute("index")) for one in condition if one.opcode == "get-tuple-element"]
         if not limits:
             raise ValueError(f"The loop {loop.name} does not say how often it goes round.")
-        return max(limits)
+        step = self._step(self.computations[loop.attribute("body").lstrip("%")], counters[0]) if counters else 1
+        return -(-max(limits) // step)
+
+    def _step(self, body: Computation, counter: int) -> int:
+        """By how much a loop's body raises the counter at this place in what it carries."""
+        name = body.instructions[body.root].operands[counter]
+        while body.instructions[name].opcode == "copy":
+            name = body.instructions[name].operands[0]
+        added = (body.instructions[operand] for operand in body.instructions[name].operands)
+        return next((int(one.operands[0]) for one in added if _is_number(one)), 1)
+
+
+def _is_number(instruction: Instruction) -> bool:
+    return instruction.opcode == "constant" and bool(instruction.operands) and instruction.operands[0].isdigit()
 
 
 def read(text: str) -> Program:
