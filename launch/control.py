@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import socket
 import threading
 import time
@@ -112,30 +112,29 @@ class Control:
             peer.send(lost=process, what=what[: MAX_LINE // 8])
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
-        if not self.process:
-            time.sleep(BEAT)  # Closing at once could take back what is still on its way.
+        time.sleep(BEAT)  # Closing at once could take back what is still on its way.
 
     def _admit(self, host: str, port: int, seconds: float) -> None:
         """Process 0: waits for all others."""
         try:
-            listener = _listen(host, port)
+            listener = _server(host, port)
         except OSError as error:
             raise ProcessError(
                 f"Process 0 cannot listen on --coordinator={host}:{port}: {error.strerror}. Choose another port, or "
                 "end what is left of an earlier run."
             ) from error
-        deadline, strangers = time.monotonic() + seconds, list[Peer]()
-        with listener:
+        deadline = time.monotonic() + seconds
+        with listener, selectors.DefaultSelector() as waiting:
+            waiting.register(listener, selectors.EVENT_READ)
             while len(self._peers) < self.count - 1:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                if (left := deadline - time.monotonic()) <= 0:
                     self._give_up(f"{host}:{port}", seconds)
-                ready, _, _ = select.select([listener, *(peer.connection for peer in strangers)], [], [], left)
-                if listener in ready:
-                    strangers.append(Peer(listener.accept()[0]))
-                for peer in [peer for peer in strangers if peer.connection in ready]:
-                    if self._met(peer):
-                        strangers.remove(peer)
+                for key, _ in waiting.select(left):
+                    if key.fileobj is listener:
+                        stranger = Peer(listener.accept()[0])
+                        waiting.register(stranger.connection, selectors.EVENT_READ, stranger)
+                    elif self._met(key.data):
+                        waiting.unregister(key.fileobj)
 
     def _give_up(self, where: str, seconds: float) -> NoReturn:
         missing = [str(number) for number in range(1, self.count) if number not in self._peers]
@@ -152,7 +151,6 @@ class Control:
         try:
             messages = stranger.receive()
         except (OSError, ValueError):
-            stranger.connection.close()
             return True
         for message in messages[:1]:
             self._greet(stranger, message)
@@ -205,32 +203,38 @@ class Control:
 
     def _watch(self) -> None:
         """Until the end: sends signs of life, and listens for those of the others."""
-        while not self._ended:
-            began = time.monotonic()
+        with selectors.DefaultSelector() as listening:
             for peer in self._peers.values():
-                peer.send()
-            while (left := began + BEAT - time.monotonic()) > 0 and not self._ended:
-                alive = [peer for peer in self._peers.values() if not self._gone(peer)]
-                ready, _, _ = select.select([peer.connection for peer in alive], [], [], left)
-                for peer in [peer for peer in alive if peer.connection in ready]:
-                    self._hear(peer)
-            for peer in self._peers.values():
-                # Beats are counted, not seconds: where the whole machine stood still, all are silent equally long.
-                peer.silent += 1
-                if peer.silent > self._beats and not peer.leaving:
-                    self._miss(peer, f"has given no sign of life for {peer.silent * BEAT:.0f} s")
+                listening.register(peer.connection, selectors.EVENT_READ, peer)
+            while not self._ended:
+                until = time.monotonic() + BEAT
+                for peer in self._peers.values():
+                    peer.send()
+                self._listen(listening, until)
+                for peer in self._peers.values():
+                    # Beats are counted, not seconds: where the whole machine stood still, all are silent equally long.
+                    peer.silent += 1
+                    if peer.silent > self._beats and not peer.leaving:
+                        self._miss(peer, f"has given no sign of life for {peer.silent * BEAT:.0f} s")
 
-    def _gone(self, peer: Peer) -> bool:
-        return peer.connection.fileno() < 0
+    def _listen(self, listening: selectors.BaseSelector, until: float) -> None:
+        """Hears what is said up to a time, at least what has been said already."""
+        late = False
+        while not (late or self._ended):
+            left = until - time.monotonic()
+            late = left <= 0
+            for key, _ in listening.select(max(left, 0)):
+                if not self._hear(key.data):
+                    listening.unregister(key.fileobj)
 
-    def _hear(self, peer: Peer) -> None:
+    def _hear(self, peer: Peer) -> bool:
+        """Takes in what a peer says; whether there is more to come."""
         try:
             messages = peer.receive()
         except (OSError, ValueError):
-            peer.connection.close()
             if not peer.leaving:
                 self._miss(peer, "has died")
-            return
+            return False
         for message in messages:
             if "lost" in message:
                 self._end(message["lost"], str(message.get("what")))
@@ -238,6 +242,7 @@ class Control:
                 with self._changed:
                     peer.leaving = True
                     self._changed.notify_all()
+        return True
 
     def _miss(self, peer: Peer, what: str) -> None:
         self._end(peer.process, f"({peer.name}) {what}")
@@ -252,7 +257,7 @@ class Control:
         self._lost(f"process {process} of {self.count} {what}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _server(host: str, port: int) -> socket.socket:
     """Within this machine if `host` says so, else on all its addresses: its own name may mean another one to others."""
     if host == "localhost" or host.startswith("127."):
         return socket.create_server((host, port))
