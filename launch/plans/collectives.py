@@ -31,6 +31,11 @@ class Collective:
     count: int = 1
     exposed: float = 0.0  # Seconds, of each, in which the core waits.
 
+    @property
+    def links(self) -> tuple[int, ...]:
+        """What it waits for: permutations have the links of their direction, all others share theirs."""
+        return self.group if self.kind == "collective-permute" else ()
+
     def repeated(self, times: int) -> Collective:
         """The same in a loop that goes round so often."""
         return dataclasses.replace(self, count=self.count * times)

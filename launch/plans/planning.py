@@ -113,8 +113,9 @@ def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
 def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
     """Seconds of one step, and the share of the chips' peak that its model FLOPs are."""
     times = {
-        "seconds": found.scheduled / work.steps,
+        "seconds": found.likely / work.steps,
         "hidden": found.hidden / work.steps,
+        "scheduled": found.scheduled / work.steps,
         "exposed": found.exposed / work.steps,
         "null": work.null,
     }
