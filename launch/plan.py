@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -35,6 +36,9 @@ def define(argv: Sequence[str]) -> None:
     flags.DEFINE_enum("step", "train", ["train", "decode"], "What is compiled: a training step, or one token of text.")
     flags.DEFINE_float("tokens", 0.0, "Say how long and how many chip-hours a run over so many tokens takes.")
     flags.DEFINE_list("options", [], "More options for the compiler, name=value, comma-separated.")
+    flags.DEFINE_string(
+        "hlo", "", "Price this program instead: a compiled program's text, as libtpu's xla_dump_to writes."
+    )
     flags.DEFINE_boolean("json", False, "Print one JSON object instead of a table.")
     config_flags.define(argv)
 
@@ -50,10 +54,13 @@ def run() -> None:
     if any(not name or not value for name, value in options.items()):
         raise ConfigError(f"--options={','.join(FLAGS.options)}: write name=value,name=value.")
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    from launch.plans.planning import make_plan
+    from launch.plans.planning import make_plan, price_file
     from launch.plans.report import as_text
 
-    plan = make_plan(config, topology, FLAGS.step, options, FLAGS.tokens)
+    if FLAGS.hlo:
+        plan = price_file(Path(FLAGS.hlo), topology)
+    else:
+        plan = make_plan(config, topology, FLAGS.step, options, FLAGS.tokens)
     print(json.dumps(plan) if FLAGS.json else as_text(plan))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 
 from configs.convert import fills_in, source_length, translates
 from configs.schema import Config, ConfigError
+from launch.plans.buffers import Buffer, largest
 from launch.plans.chips import CHIPS
 from launch.plans.topology import Topology
 from model import build
@@ -42,9 +46,9 @@ class Memory:
     parameters: int
     optimizer: int  # Moments, averages, counters: the state without the parameters.
     batch: int
-    temporary: int  # Activations, gradients, gathered parameters: what the step needs while it runs.
-    code: int
-    peak: int
+    temporary: int = 0  # Activations, gradients, gathered parameters: what the step needs while it runs.
+    code: int = 0
+    peak: int = 0
     cache: int = 0  # Keys and values of decoding.
     host: int = 0  # In the host's memory, if anything is offloaded.
 
@@ -55,13 +59,14 @@ class Compiled:
 
     text: str  # Scheduled HLO.
     memory: Memory
+    buffers: list[Buffer]  # The largest.
     seconds: float  # That compiling took.
 
 
 class OutOfMemory(Exception):  # noqa: N818 - an answer, not a failure
-    """The compiler found that the program does not fit; `buffers` are (bytes, what), the largest first."""
+    """The compiler found that the program does not fit; `buffers` are the largest."""
 
-    def __init__(self, needed: float, limit: float, buffers: list[tuple[float, str]], parts: Memory) -> None:
+    def __init__(self, needed: float, limit: float, buffers: list[Buffer], parts: Memory) -> None:
         super().__init__(f"needs {needed / 2**30:.2f} GiB of {limit / 2**30:.2f}")
         self.needed, self.limit, self.buffers, self.parts = needed, limit, buffers, parts
 
@@ -86,7 +91,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory]
     with jax.set_mesh(mesh):
         lowered = jitted.lower(state, batch)
     parameters = bytes_on_a_device(state.params)
-    return lowered, Memory(parameters, bytes_on_a_device(state) - parameters, bytes_on_a_device(batch), 0, 0, 0)
+    return lowered, Memory(parameters, bytes_on_a_device(state) - parameters, bytes_on_a_device(batch))
 
 
 def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory]:
@@ -124,7 +129,7 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
     ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
     with jax.set_mesh(mesh):
         lowered = decode_chunk.lower(module, Sampling(), 0, params, state, of_rows(dtype=keys.dtype), ends)
-    return lowered, Memory(bytes_on_a_device(params), 0, 0, 0, 0, 0, cache=bytes_on_a_device(cache))
+    return lowered, Memory(bytes_on_a_device(params), 0, 0, cache=bytes_on_a_device(cache))
 
 
 def bytes_on_a_device(tree: Any) -> int:
@@ -140,42 +145,37 @@ def compile_program(lowered: Any, inputs: Memory, options: dict[str, str]) -> Co
       ConfigError: the compiler refuses an option.
     """
     began = time.perf_counter()
-    try:
-        compiled = lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        raise _understood(str(error), inputs) from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder})
+        except jax.errors.JaxRuntimeError as error:
+            raise _understood(str(error), inputs, largest(Path(folder))) from error
+        buffers = largest(Path(folder))
     seconds = time.perf_counter() - began
     stats = compiled.memory_analysis()
-    memory = Memory(
-        inputs.parameters, inputs.optimizer, inputs.batch, cache=inputs.cache,
-        temporary=stats.temp_size_in_bytes, code=stats.generated_code_size_in_bytes,
-        peak=stats.peak_memory_in_bytes, host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
-    )  # fmt: skip
-    return Compiled(compiled.as_text(), memory, seconds)
+    memory = dataclasses.replace(
+        inputs,
+        temporary=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
+        host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
+    )
+    return Compiled(compiled.as_text(), memory, buffers, seconds)
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _understood(message: str, inputs: Memory) -> Exception:
+def _understood(message: str, inputs: Memory, buffers: list[Buffer]) -> Exception:
     """The compiler's complaint as ours."""
     if option := re.search(r"No such compile option: '([^']*)'", message):
         return ConfigError(f"--options: this libtpu has no option {option[1]}.")
-    if "RESOURCE_EXHAUSTED" not in message or "HBM" not in message.upper():
+    size = r"\(?([\d.]+)([KMGT]?)\)?"
+    full = re.search(rf"Used {size} of {size}|{size} exceeds available HBM {size}", message)
+    if "RESOURCE_EXHAUSTED" not in message or not full:
         return ConfigError(f"The compiler refuses this program: {message.strip()[:2000]}")
-    sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"\b([\d.]+)([KMGT]?)B?\b(?=[ )])", message)]
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message) or re.search(
-        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
-    )
-    needed = float(used[1]) * UNITS[used[2]] if used else max(sizes, default=0.0)
-    limit = float(used[3]) * UNITS[used[4]] if used else 0.0
-    buffers = []
-    for size, unit, rest in re.findall(r"Size: ([\d.]+)([KMGT]?)\n(.*?)(?=\n\s*=+|\Z)", message, re.DOTALL):
-        shape = re.search(r"Shape: (\S+)", rest)
-        name = re.search(r'op_name="([^"]*)"', rest)
-        what = " ".join(part[1] for part in (shape, name) if part)
-        buffers.append((float(size) * UNITS[unit], what))
-    return OutOfMemory(needed, limit, buffers, inputs)
+    needed, needed_unit, limit, limit_unit = (group for group in full.groups() if group is not None)
+    return OutOfMemory(float(needed) * UNITS[needed_unit], float(limit) * UNITS[limit_unit], buffers, inputs)
 
 
 def options_for(topology: Topology, more: dict[str, str]) -> dict[str, str]:

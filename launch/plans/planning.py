@@ -6,11 +6,13 @@ import importlib.metadata
 import os
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs.schema import Config
+from configs.schema import Config, ConfigError
+from launch.plans.buffers import Buffer
 from launch.plans.chips import Chip
 from launch.plans.collectives import Collective
 from launch.plans.compiling import Memory, OutOfMemory, compile_program, decode_program, options_for, train_program
@@ -56,11 +58,11 @@ def make_plan(
     try:
         compiled = compile_program(lowered, inputs, options)
     except OutOfMemory as full:
-        return plan | {"fits": False, "memory": memory_of(full.parts, full.needed, full.limit), "largest": [
-            {"bytes": size, "what": what} for size, what in full.buffers[:8]
-        ]}  # fmt: skip
+        plan |= {"fits": False, "memory": memory_of(full.parts, full.needed, full.limit)}
+        return plan | {"largest": buffers_of(full.buffers)}
     plan["compiler"]["seconds"] = round(compiled.seconds, 1)
     plan |= {"fits": True, "memory": memory_of(compiled.memory, compiled.memory.peak, topology.chip.hbm)}
+    plan["largest"] = buffers_of(compiled.buffers)
     found = price(read(compiled.text), topology.chip, topology.shape)
     work = train_work(config, found) if step == "train" else decode_work(config, compiled.memory, topology.chip, found)
     plan |= {"time": time_of(topology, found, work), "collectives": collectives_of(found, mesh)}
@@ -70,6 +72,28 @@ def make_plan(
         hours = tokens / per_second / 3600
         plan["run"] |= {"tokens": tokens, "days": hours / 24, "chip_hours": hours * topology.chips}
     return plan
+
+
+def price_file(path: Path, topology: Topology) -> dict[str, Any]:
+    """The time of a program that somebody else has compiled, from its text (`*after_optimizations.txt` of a dump).
+
+    Raises:
+      ConfigError: the file is no such text.
+    """
+    try:
+        program = read(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"--hlo={path}: {error}") from error
+    found = price(program, topology.chip, topology.shape)
+    time = {"seconds": found.likely, "hidden": found.hidden, "scheduled": found.scheduled, "exposed": found.exposed}
+    return {
+        "hlo": str(path),
+        "topology": topology.name,
+        "time": time | {"null": found.null, "kernels": found.kernels, "memory": found.memory,
+                        "matmul_flops": found.matmul_flops, "kernel_flops": found.kernel_flops},
+        "collectives": collectives_of(found, None),
+        "note": NOTE,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,11 @@ def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
     }
 
 
+def buffers_of(buffers: list[Buffer]) -> list[dict[str, Any]]:
+    """The largest arrays on each device."""
+    return [{"bytes": size, "what": what} for size, what in buffers]
+
+
 def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
     """Seconds of one step, and the share of the chips' peak that its model FLOPs are."""
     times = {
@@ -131,10 +160,10 @@ def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
 
 
 def collectives_of(found: Price, mesh: Any) -> list[dict[str, Any]]:
-    """Communication by kind and mesh axes."""
+    """Communication by kind and mesh axes (without a mesh: by the number of devices)."""
     groups: dict[tuple[str, str, bool], list[Collective]] = defaultdict(list)
     for collective in found.collectives:
-        axes = "+".join(axes_of(collective.group, mesh)) or "-"
+        axes = "+".join(axes_of(collective.group, mesh)) or "-" if mesh else f"{len(collective.group)} devices"
         groups[collective.kind, axes, collective.exposed == 0].append(collective)
     rows = [
         {

@@ -7,6 +7,9 @@ from typing import Any
 
 def as_text(plan: dict[str, Any]) -> str:
     """The plan as a few short tables."""
+    if "hlo" in plan:
+        lines = [f"{plan['hlo']} on {plan['topology']}", "", *_time(plan["time"], "train"), ""]
+        return "\n".join([*lines, *_collectives(plan["collectives"]), "", plan["note"]])
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
     slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
     lines = [
@@ -38,6 +41,12 @@ def _seconds(number: float) -> str:
     return f"{number:9.3f} s " if number >= 0.1 else f"{number * 1e3:9.3f} ms"
 
 
+def _end(what: str, longest: int = 90) -> str:
+    """An array and the end of the path of the operation that makes it."""
+    shape, _, source = what.partition(" ")
+    return f"{shape}  {source if len(source) <= longest else '...' + source[-longest:]}"
+
+
 def _memory(plan: dict[str, Any]) -> list[str]:
     memory = plan["memory"]
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
@@ -45,23 +54,27 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     for name in ("parameters", "optimizer", "batch", "cache", "temporary", "code", "host"):
         if memory[name]:
             lines.append(f"  {name:<12}{_gib(memory[name])}")
-    for buffer in plan.get("largest", []):
-        lines.append(f"  {'':<12}{_gib(buffer['bytes'])}  {buffer['what']}")
+    shown = plan["largest"] if not plan["fits"] else plan["largest"][:3]
+    if shown:
+        lines.append("  largest arrays:")
+    lines += [f"  {_gib(one['bytes'])}  {_end(one['what'])}" for one in shown]
+    if not plan["fits"]:
+        lines += ["", "To need less: --model.remat=full, --train.microbatches, more of --mesh.fsdp or --mesh.tensor."]
     return lines
 
 
 def _time(time: dict[str, float], step: str) -> list[str]:
     null = "72% of peak" if step == "train" else "read memory once"
     rows = [
-        ("predicted", time["seconds"], time["mfu"]),
-        ("all communication hidden", time["hidden"], time["mfu_hidden"]),
-        ("as the compiler scheduled it", time["scheduled"], time["mfu_scheduled"]),
-        ("no communication hidden", time["exposed"], time["mfu_exposed"]),
-        (f"null model ({null})", time["null"], time["mfu_null"]),
+        ("predicted", time["seconds"], time.get("mfu")),
+        ("all communication hidden", time["hidden"], time.get("mfu_hidden")),
+        ("as the compiler scheduled it", time["scheduled"], time.get("mfu_scheduled")),
+        ("no communication hidden", time["exposed"], time.get("mfu_exposed")),
+        (f"null model ({null})", time["null"], time.get("mfu_null")),
     ]
     return [
         "time per step                                  MFU",
-        *(f"  {n:<30}{_seconds(s)}  {m:6.1%}" for n, s, m in rows),
+        *(f"  {n:<30}{_seconds(s)}" + ("" if m is None else f"  {m:6.1%}") for n, s, m in rows),
     ]
 
 

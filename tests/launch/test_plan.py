@@ -138,3 +138,89 @@ def test_splash_is_timed_by_the_instructions_that_libtpu_makes(tmp_path, monkeyp
         # Four times the work; the matrix units' peak of 131,072 operations in a cycle is not exceeded by much.
         assert 2 < large[name].block / small[name].block < 6
     assert large["fwd"].block > 2 * 2 * 256 * 256 * 64 / 131_072 / 1.1
+
+
+def test_a_program_that_does_not_fit_is_an_answer_with_its_largest_arrays():
+    from launch.plans.planning import make_plan
+    from launch.plans.report import as_text
+
+    plan = make_plan(tiny(train__batch_size=2**16, model__remat="none"), parse("v5e:2x2"))
+    assert not plan["fits"]
+    assert plan["memory"]["peak"] > plan["memory"]["limit"] == pytest.approx(15.75 * 2**30)
+    # Of each of three layers, queries of 16,384 rows of 128 tokens, four heads of 64 numbers in two bytes.
+    assert plan["largest"][0]["bytes"] >= 3 * 2**14 * 128 * 4 * 64 * 2
+    assert plan["largest"][0]["what"].startswith("bf16[3,16384,4,128,64] jit(train_step)/")
+    assert "DOES NOT FIT" in as_text(plan)
+    assert "--model.remat=full" in as_text(plan)
+
+
+LOOP = """HloModule m, is_scheduled=true, num_partitions=4
+
+%body (p: (s32[], bf16[256,512])) -> (s32[], bf16[256,512]) {
+  %p = (s32[]{:T(128)}, bf16[256,512]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[256,512]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %w = bf16[128,512]{1,0} constant({...})
+  %all-gather.1 = bf16[512,512]{1,0:T(8,128)(2,1)} all-gather(%w), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %y = bf16[256,512]{1,0} convolution(%x, %all-gather.1), dim_labels=bf_io->bf, metadata={op_name="jit(f)/y
+}}"}, backend_config={"estimated_cycles":"3000"}
+  %all-reduce.2 = bf16[256,512]{1,0} all-reduce(%y), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %out = (s32[], bf16[256,512]{1,0}) tuple(%next, %all-reduce.2)
+}
+
+%condition (q: (s32[], bf16[256,512])) -> pred[] {
+  %q = (s32[], bf16[256,512]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %limit = s32[] constant(8)
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[256,512]) -> bf16[256,512] {
+  %a = bf16[256,512]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[256,512]{1,0}) tuple(%zero, %a)
+  %while.1 = (s32[], bf16[256,512]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %r = bf16[256,512]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_a_program_is_priced_by_its_loops_multiplications_and_communication(tmp_path):
+    from launch.plans.collectives import LATENCY
+    from launch.plans.planning import price_file
+    from launch.plans.pricing import REACHED
+
+    path = tmp_path / "program.txt"
+    path.write_text(LOOP)
+    plan = price_file(path, parse("v5e:2x2"))
+    time, rounds = plan["time"], 4  # The counter goes from 0 to 8 in steps of two.
+    flops = 2 * 256 * 512 * 512
+    assert time["matmul_flops"] == rounds * flops
+    assert time["null"] == pytest.approx(rounds * flops / (0.72 * 197e12))
+    # 3,000 cycles at 1.5 GHz would be a third of the peak: not multiplications, then, decide how long it takes.
+    assert time["hidden"] == pytest.approx(rounds * 3000 / 1.5e9)
+    (gather,), (reduce,) = (
+        [row for row in plan["collectives"] if row["kind"] == kind] for kind in ("all-gather", "all-reduce")
+    )
+    assert (gather["axes"], gather["count"], gather["bytes"]) == ("4 devices", rounds, rounds * 512 * 512 * 2)
+    # Three quarters come over two links; half of the sum goes out, and half comes back, over one.
+    assert gather["seconds"] == pytest.approx(rounds * (512 * 512 * 2 * 3 / 4 / 90e9 + 2 * LATENCY))
+    assert (reduce["axes"], reduce["count"]) == ("2 devices", rounds)
+    assert reduce["seconds"] == pytest.approx(rounds * (256 * 512 * 2 / 45e9 + LATENCY))
+    assert time["scheduled"] == time["exposed"] == pytest.approx(time["hidden"] + gather["seconds"] + reduce["seconds"])
+    # The gather may hide behind the multiplication, the sum of its results may not.
+    exposed = max(reduce["seconds"] + time["hidden"], gather["seconds"])
+    assert time["seconds"] == pytest.approx(exposed)
+    path.write_text(LOOP.replace('"3000"', '"1100"'))
+    assert price_file(path, parse("v5e:2x2"))["time"]["hidden"] == pytest.approx(rounds * flops / (REACHED * 197e12))
+
+
+def test_what_is_no_program_is_refused(tmp_path):
+    from launch.plans.planning import price_file
+
+    (tmp_path / "text").write_text("nothing\nof the kind\n")
+    for name in ("text", "missing"):
+        with pytest.raises(ConfigError, match=f"--hlo=.*{name}"):
+            price_file(tmp_path / name, parse("v5e:2x2"))
