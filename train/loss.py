@@ -137,7 +137,11 @@ def output_loss(
         return sums, (jax.tree.map(lambda x, like: x.astype(like.dtype), d_params, params), _join(d_x_GBtD))
 
     def backward(gradients: Any, d_sums: Loss) -> Any:
-        return *jax.tree.map(lambda x: (x * d_sums.objective).astype(x.dtype), gradients), None, None
+        return (
+            *jax.tree.map(lambda x: (x.astype(jnp.float32) * d_sums.objective).astype(x.dtype), gradients),
+            None,
+            None,
+        )
 
     total.defvjp(forward, backward)
     return total(head_params, x_BTD, targets_BT, weights_BT)

@@ -163,7 +163,7 @@ LOOP = """HloModule m, is_scheduled=true, num_partitions=4
   %two = s32[] constant(2)
   %next = s32[] add(%i, %two)
   %w = bf16[128,512]{1,0} constant({...})
-  %all-gather.1 = bf16[512,512]{1,0:T(8,128)(2,1)} all-gather(%w), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %all-gather.1 = bf16[512,512]{1,0:T(8,128)} all-gather(%w), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
   %y = bf16[256,512]{1,0} convolution(%x, %all-gather.1), dim_labels=bf_io->bf, metadata={op_name="jit(f)/y
 }}"}, backend_config={"estimated_cycles":"3000"}
   %all-reduce.2 = bf16[256,512]{1,0} all-reduce(%y), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
