@@ -255,6 +255,13 @@ def _check_run(config: Config) -> None:
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(optimizer, name) >= 1:
             raise ConfigError(f"--optimizer.{name}={getattr(optimizer, name)} must be below 1.")
+        # Neighbours in bfloat16 are up to 2^-7 of their size apart: a fall by less than half of it rounds to none.
+        if optimizer.state_dtype == "bfloat16" and name != "ema_decay" and getattr(optimizer, name) > 1 - 2**-8:
+            raise ConfigError(
+                f"--optimizer.{name}={getattr(optimizer, name)} with --optimizer.state_dtype=bfloat16: the average "
+                f"could not fall, since so small a change rounds to none. It must be at most {1 - 2**-8:.3f}, or the "
+                f"state float32."
+            )
     if optimizer.decay_fraction > 1:
         raise ConfigError(f"--optimizer.decay_fraction={optimizer.decay_fraction} must be at most 1.")
     if optimizer.name == "schedule_free" and optimizer.beta1 == 0:

@@ -266,6 +266,12 @@ class Optimizer:
     epsilon: float = setting(1e-8, "Added to the denominator of adaptive updates.", at_least=0)
     weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0)
     decay_mask: str = setting("matrices", "What weight decay applies to.", ("matrices", "all"))
+    state_dtype: str = setting(
+        "float32",
+        "What the optimizer's averages of gradients and of their squares are stored as; it computes in float32, and "
+        "keeps Schedule-Free's second copy of the parameters in it. bfloat16 takes half the memory.",
+        ("float32", "bfloat16"),
+    )
     clip_norm: float = setting(1.0, "Scale gradients down to this global norm; 0 is off.", at_least=0)
     ema_decay: float = setting(
         0.0, "Keep a moving average of the parameters and evaluate with it; 0 is off.", at_least=0

@@ -97,7 +97,7 @@ def schedule(config: Config) -> Callable[[jax.typing.ArrayLike], jax.Array]:
 def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransformation:
     """The optimizer that `config.optimizer` describes, for parameters shaped like `params_shape`.
 
-    Its state and its arithmetic are float32 whatever the parameters are stored as; updates are float32.
+    Its arithmetic and its updates are float32 whatever parameters and state are stored as.
     The chain is the same for all: clip by global norm, find a direction, add the decayed weights where the
     mask says so (decoupled, so times the learning rate), scale by the learning rate. `learning_rate` is
     comparable over adamw, adafactor, muon and schedule_free; lion wants a third to a tenth of it.
@@ -114,7 +114,7 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
         chain = [schedule_free(optax.chain(*chain), lambda count: rate(count - 1), b1=settings.beta1)]
     if settings.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
-    return _only_trained(config, params_shape, _in_float32(optax.chain(*chain)))
+    return _only_trained(config, params_shape, _in_float32(optax.chain(*chain), settings.state_dtype))
 
 
 def _only_trained(
@@ -247,17 +247,30 @@ def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs `inner` in float32: bfloat16 moments would stop moving, since a small change rounds to none."""
+def _in_float32(inner: optax.GradientTransformation, state_dtype: str) -> optax.GradientTransformation:
+    """Runs `inner` in float32 and stores its averages as `state_dtype`."""
 
     def init(params: Params) -> Any:
-        return inner.init(_cast(params, jnp.float32))
+        return _cast_averages(inner.init(_cast(params, jnp.float32)), state_dtype)
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        state = _cast_averages(state, "float32")
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes floats with integer counters.
-            return inner.update(_cast(updates, jnp.float32), state, _cast(params, jnp.float32))
+            updates, state = inner.update(_cast(updates, jnp.float32), state, _cast(params, jnp.float32))
+        return updates, _cast_averages(state, state_dtype)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _cast_averages(state: Any, dtype: str) -> Any:
+    """The state with all that it averages for each parameter in another dtype."""
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        of_parameter = isinstance(path[-1], jax.tree_util.DictKey)  # Counters and constants are fields.
+        kept = any(getattr(key, "name", "") == "z" for key in path)  # Parameters themselves, in Schedule-Free.
+        return leaf.astype(dtype) if of_parameter and not kept and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, state)
 
 
 def _cast(tree: Params, dtype: Any) -> Params:

@@ -135,6 +135,7 @@ def test_differences_name_setting_and_both_values():
         ),
         ({"optimizer__beta1": 1.5}, ["--optimizer.beta1=1.5", "below 1"]),
         ({"optimizer__beta2": 1.0}, ["--optimizer.beta2=1.0", "below 1"]),
+        ({"optimizer__beta2": 0.999, "optimizer__state_dtype": "bfloat16"}, ["beta2=0.999", "bfloat16", "0.996"]),
         ({"optimizer__ema_decay": 1.0}, ["--optimizer.ema_decay=1.0", "below 1"]),
         ({"optimizer__name": "schedule_free", "optimizer__beta1": 0.0}, ["--optimizer.beta1=0", "0.9"]),
         ({"optimizer__name": "schedule_free", "optimizer__ema_decay": 0.9}, ["--optimizer.ema_decay=0.9", "twice"]),

@@ -413,6 +413,7 @@ SETTINGS: dict[str, list[Look]] = {
     "optimizer.epsilon": [(updates, {}, [1e-8, 1e-6])],
     "optimizer.weight_decay": [(updates, {}, [0.0, 0.1, 0.2])],
     "optimizer.decay_mask": [(updates, {}, ["matrices", "all"])],
+    "optimizer.state_dtype": [(updates, {}, ["float32", "bfloat16"])],
     "optimizer.clip_norm": [(updates, {}, [0.0, 1.0, 2.0])],
     "optimizer.ema_decay": [(training_step, {}, [0.0, 0.9, 0.99])],
     "train.steps": [(life, SKIP, [4, 5]), (learning_rates, {}, [4, 5])],

@@ -25,7 +25,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"model.network": "lstm"},
     "lstm_encoder_decoder": {"model.network": "lstm_encoder_decoder"},
     "experts": {"model.num_experts": 4, "model.expert_capacity": 1.0},
-    "latent": {"model.attention": "latent"},
+    "latent": {"model.attention": "latent", "optimizer.state_dtype": "bfloat16"},
     "linear": {"model.attention": "linear"},
     "delta": {"model.attention": "delta"},
     "lora": {"model.lora_rank": 2},

@@ -194,7 +194,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(
-    "field", [f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "ema_decay")]
+    "field", [f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "ema_decay", "state_dtype")]
 )
 def test_every_setting_changes_some_update(field):
     base = {"weight_decay": 0.1, "schedule": "wsd", "clip_norm": 1.0}
@@ -255,6 +255,35 @@ def test_moments_of_bfloat16_parameters_are_float32(name):
     state = jax.eval_shape(make_optimizer(settings, params).init, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {np.dtype(np.float32), np.dtype(np.int32)}
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updates(settings, params, params)[0]))
+
+
+def state_bytes(name, state_dtype):
+    settings = config(name=name, state_dtype=state_dtype)
+    state = jax.eval_shape(make_optimizer(settings, tree(0)).init, tree(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.dtype != jnp.int32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bfloat16_state_takes_half_the_memory(name):
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(tree(0)))
+    exempt = parameters if name == "schedule_free" else 0  # Its second copy of the parameters.
+    full, half = state_bytes(name, "float32"), state_bytes(name, "bfloat16")
+    assert full >= parameters + exempt
+    assert 2 * (half - exempt) == pytest.approx(full - exempt, abs=200)  # Muon has constants, Schedule-Free scalars.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bfloat16_state_is_the_rounded_state_of_float32_arithmetic(name):
+    params, gradients = tree(0), tree(1)
+    found = {}
+    for state_dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(config(name=name, state_dtype=state_dtype), params)
+        found[state_dtype] = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, found["bfloat16"][0], found["float32"][0])  # The update of step 0.
+    jax.tree.map(
+        lambda half, full: np.testing.assert_array_equal(half, full.astype(half.dtype)),
+        found["bfloat16"][1], found["float32"][1],
+    )  # fmt: skip
 
 
 def test_an_unknown_parameter_name_is_an_error():

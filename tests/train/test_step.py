@@ -100,6 +100,13 @@ def test_dropout_depends_on_neither_microbatches_nor_devices():
     assert not np.allclose(alone, losses(1), rtol=1e-3)
 
 
+def test_a_bfloat16_optimizer_state_hardly_changes_the_losses():
+    exact, rounded = (np.array(losses(1, 50, optimizer__state_dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert exact[-1] < 0.7 * exact[0]
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+    assert np.any(rounded != exact)
+
+
 def bigram(**settings: Any) -> tuple[Config, TrainState, Callable[..., Any]]:
     config = override(TINY, {name.replace("__", "."): value for name, value in settings.items()})
     module, mesh = Bigram(), make_mesh(config.mesh, jax.devices()[:1])
