@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -204,3 +205,23 @@ def test_what_the_optimizer_keeps_for_a_parameter_lies_where_the_parameter_does(
     assert specs[0] == specs[1] == specs[2] == specs[3]
     assert "fsdp" in str(specs[0]["layers"]["attention"]["query"]["kernel"])
     assert shape.step.sharding.spec == jax.sharding.PartitionSpec()
+
+
+def test_with_bfloat16_only_matrix_products_and_what_flows_between_them_are_rounded():
+    config = override(TINY, {"model.dtype": "bfloat16", "model.activation": "relu", "train.z_loss": 1e-4})
+    module, mesh = build(config), make_mesh(config.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(config, parameter_shapes(module))
+    state = state_shape(module, optimizer, config, mesh)
+    step, shape = jax.make_jaxpr(make_train_step(module, optimizer, config), return_shape=True)(state, batch())
+    dtypes = lambda name: set(re.findall(rf":(bf16|f32)\[[^]]*\] = {name}\b", str(step)))  # noqa: E731
+    # Softmax and its logarithm, the norms' roots, the loss; and of all products some.
+    for name in ("exp", "log", "rsqrt", "sqrt", "square", "integer_pow"):
+        assert dtypes(name) <= {"f32"}, name
+    assert dtypes("exp") == dtypes("log") == dtypes("rsqrt") == {"f32"}
+    assert "bf16" in dtypes("dot_general")
+    floats = [leaf for leaf in jax.tree.leaves(shape) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}  # Parameters, optimizer state and metrics.
+    loss = lambda params: jnp.sum(module.apply({"params": params}, batch()["inputs"]))  # noqa: E731
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), state.params))} == {
+        jnp.dtype("float32")
+    }
