@@ -197,11 +197,11 @@ class Model:
     )
     kernel: str = setting(
         "auto",
-        "How attention is computed. dense: with all its weights, the only one that can record them; fused: cuDNN's "
-        "on a GPU; splash: Pallas' on a TPU; ring: block by block, keys and values sent around the devices of "
-        "mesh.sequence; gather: the same with all keys brought to each of them. auto picks by platform, mesh and what "
-        "is asked.",
-        ("auto", "dense", "fused", "splash", "ring", "gather"),
+        "How attention is computed. dense: with all its weights, the only one that can record them; chunked: without "
+        "the keys behind each quarter of the row, for a CPU; fused: cuDNN's on a GPU; splash: Pallas' on a TPU; ring: "
+        "block by block, keys and values sent around the devices of mesh.sequence; gather: the same with all keys "
+        "brought to each of them. auto picks by platform, mesh and what is asked.",
+        ("auto", "dense", "chunked", "fused", "splash", "ring", "gather"),
     )
 
 

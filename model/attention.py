@@ -154,8 +154,12 @@ def read(
     window = window if model.window else None
     kernel = "dense"
     if not (recording(module) or module.is_initializing()):
-        kernel = kernels.choose(config, query_BTNH, key_BSKH, value_BSKH, biased=places.bias_BNTS is not None)
-    if kernel in kernels.BLOCKWISE and (module.has_variable("cache", "key") or module.has_variable("cache", "latent")):
+        causal = sight.causal and query_BTNH.shape[1] == key_BSKH.shape[1]
+        kernel = kernels.choose(
+            config, query_BTNH, key_BSKH, value_BSKH, causal=causal, biased=places.bias_BNTS is not None
+        )
+    cached = module.has_variable("cache", "key") or module.has_variable("cache", "latent")
+    if cached and kernel in (*kernels.BLOCKWISE, "chunked"):
         kernel = "dense"  # With few queries, nothing is gained by blocks.
     if kernel in kernels.BLOCKWISE:
         return kernels.blockwise(
@@ -169,6 +173,12 @@ def read(
         bias_BNTS = -places.slopes_N[None, :, None, None] * far_BTS[:, None]
     if kernel == "fused":
         read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
+        return checkpoint_name(read_BTNH, ATTENTION)
+    if kernel == "chunked":
+        read_BTNH = kernels.chunked(
+            query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
+            scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
+        )  # fmt: skip
         return checkpoint_name(read_BTNH, ATTENTION)
     read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
         query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,

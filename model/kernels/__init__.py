@@ -9,6 +9,7 @@ import jax
 
 from configs.convert import layer_windows
 from configs.schema import Config
+from model.kernels.chunked import chunked
 from model.kernels.dense import dense
 from model.kernels.fused import fused
 from model.kernels.ring import ring
@@ -19,24 +20,32 @@ from model.masks import Sight
 from model.sharding import divides, platform, ways
 
 BLOCKWISE = ("ring", "gather", "splash")  # Those that are told who sees whom, and never make a matrix of it.
+LEAST_CHUNKED = 128  # Tokens; on a CPU, shorter rows gain nothing from being read in chunks.
 SHORT_RING = 2  # Devices among which keys are gathered rather than sent around (splash, on a TPU: twice as many).
 
 
 def choose(
-    config: Config, query_BTNH: jax.Array, key_BSKH: jax.Array, value_BSKH: jax.Array, biased: bool = False
+    config: Config,
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    *,
+    causal: bool,
+    biased: bool = False,
 ) -> str:
     """The kernel that `model.kernel` means for these arrays.
 
-    auto is splash on a TPU, fused on a GPU, and where devices share a row ring, or gather if they are few; dense where
-    those cannot do what is asked, and on a CPU, where fused compiles to the same XLA operations and saves nothing. A
-    kernel that was asked for by name and cannot take arrays of this shape gives way to dense, and that is logged.
+    auto is splash on a TPU, fused on a GPU, chunked on a CPU, and where devices share a row ring, or gather if they are
+    few; dense where those cannot do what is asked. A kernel that was asked for by name and cannot take arrays of this
+    shape gives way to dense, and that is logged.
 
     Args:
+      causal: whether the keys are those of the queries' own row and each token sees none behind it.
       biased: whether a learned bias is added to the scores.
     """
     arrays = query_BTNH, key_BSKH, value_BSKH
     if config.model.kernel != "auto":
-        obstacle = _obstacle(config.model.kernel, config, arrays, biased)
+        obstacle = _obstacle(config.model.kernel, config, arrays, causal, biased)
         if obstacle:
             _tell(f"--model.kernel={config.model.kernel} gives way to dense: {obstacle}.")
         return "dense" if obstacle else config.model.kernel
@@ -45,9 +54,11 @@ def choose(
         wanted.append("splash")
     if platform() == "gpu" and shared == 1:
         wanted.append("fused")
+    if platform() == "cpu" and shared == 1 and query_BTNH.shape[1] >= LEAST_CHUNKED:
+        wanted.append("chunked")
     if shared > 1:
         wanted.append("gather" if shared <= SHORT_RING else "ring")
-    return next((kernel for kernel in wanted if not _obstacle(kernel, config, arrays, biased)), "dense")
+    return next((kernel for kernel in wanted if not _obstacle(kernel, config, arrays, causal, biased)), "dense")
 
 
 def blockwise(
@@ -77,12 +88,14 @@ def blockwise(
     )  # fmt: skip
 
 
-def _obstacle(kernel: str, config: Config, arrays: tuple[jax.Array, ...], biased: bool) -> str:
+def _obstacle(kernel: str, config: Config, arrays: tuple[jax.Array, ...], causal: bool, biased: bool) -> str:
     """Why a kernel cannot do what is asked; empty where it can."""
     model, (query_BTNH, key_BSKH, value_BSKH) = config.model, arrays
     if kernel == "fused":
         able = not (model.attention_softcap or model.attention_sinks)
         return "" if able else "it knows neither a soft-cap nor sinks"
+    if kernel == "chunked":
+        return "" if causal else "it is for tokens that see none behind them in their own row"
     if kernel not in BLOCKWISE:
         return ""
     if biased:
@@ -107,4 +120,4 @@ def _tell(line: str) -> None:
     logging.getLogger("seq2see").warning(line)
 
 
-__all__ = ["BLOCKWISE", "blockwise", "choose", "dense", "fused", "ring", "splash"]
+__all__ = ["BLOCKWISE", "blockwise", "choose", "chunked", "dense", "fused", "ring", "splash"]

@@ -382,7 +382,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.layers": [(program, {"model.num_layers": 2}, ["scan", "unroll"])],
     "model.remat": [(backward, {}, ["none", "dots", "minimal", "qkv", "full", "offload", "up,down"])],
     # And auto, which is one of them.
-    "model.kernel": [(shared_program, {}, ["dense", "fused", "splash", "ring", "gather"])],
+    "model.kernel": [(shared_program, {}, ["dense", "chunked", "fused", "splash", "ring", "gather"])],
     "tokenizer.source": [(vocabulary, {}, ["bpe", "bytes", "tokenizer.json"])],
     "tokenizer.vocab_size": [(vocabulary, BPE, [300, 310]), (program, {}, [300, 310])],
     "data.source": [(batches, {}, ["text:text/*.txt", "text:other/*.txt", "jsonl:records.jsonl"])],

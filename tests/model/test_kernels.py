@@ -51,7 +51,7 @@ def numpy_gradients(inputs, mask_BTS, cotangent, softcap=0.0, step=1e-5):
     return gradients
 
 
-def make_inputs(heads, *more, seed=0):
+def make_inputs(heads, *more, seed=0, S=S):
     N, K = HEADS[heads]
     random = np.random.default_rng(seed)
     shapes = {"query": (B, T, N, H), "key": (B, S, K, H), "value": (B, S, K, H), "bias": (B, N, T, S), "sinks": (N,)}
@@ -61,7 +61,7 @@ def make_inputs(heads, *more, seed=0):
 def run(kernel, inputs, mask_BTS, cotangent_BTNH, softcap=0.0):
     """Output and gradients of sum(output * cotangent)."""
     # JAX's own code mixes bfloat16 and float32, ours does not.
-    with jax.numpy_dtype_promotion("strict" if kernel == "dense" else "standard"):
+    with jax.numpy_dtype_promotion("standard" if kernel in ("fused", "jax") else "strict"):
         return _run(kernel, inputs, mask_BTS, cotangent_BTNH, softcap)
 
 
@@ -71,6 +71,9 @@ def _run(kernel, inputs, mask_BTS, cotangent_BTNH, softcap):
         arguments = (inputs["query"], inputs["key"], inputs["value"], mask_BTS, inputs.get("bias"))
         if kernel == "dense":
             output_BTNH = kernels.dense(*arguments, softcap=softcap, sinks_N=inputs.get("sinks"))[0]
+        elif kernel == "chunked":
+            sinks_N = inputs.get("sinks")
+            output_BTNH = kernels.chunked(*arguments, scale=H**-0.5, softcap=softcap, sinks_N=sinks_N)
         elif kernel == "fused":
             output_BTNH = kernels.fused(*arguments)
         else:
@@ -114,6 +117,37 @@ def test_kernels_need_no_bias():
 
 def test_softcap_sinks_and_bias_together_equal_numpy():
     check("dense", make_inputs("gqa", "bias", "sinks"), MASKS["causal"], softcap=0.7)
+
+
+# Rows that see themselves: five tokens make chunks of two, two and one.
+OWN = {
+    "causal": np.broadcast_to(np.tri(T, dtype=bool), (B, T, T)),
+    "window": np.broadcast_to(np.tri(T, dtype=bool) & ~np.tri(T, k=-2, dtype=bool), (B, T, T)),
+    "segments": np.tri(T, dtype=bool) & (SEGMENT_S[:, :T, None] == SEGMENT_S[:, None, :T]),
+}
+
+
+@pytest.mark.parametrize("mask", OWN)
+@pytest.mark.parametrize("heads", HEADS)
+def test_chunked_and_its_gradients_equal_numpy_in_float64(heads, mask):
+    check("chunked", make_inputs(heads, "bias", S=T), OWN[mask])
+
+
+def test_chunked_with_softcap_sinks_and_bias_equals_numpy():
+    check("chunked", make_inputs("gqa", "bias", "sinks", S=T), OWN["segments"], softcap=0.7)
+
+
+def test_chunked_in_bfloat16_is_as_exact_as_bfloat16():
+    check("chunked", make_inputs("mqa", S=T), OWN["causal"], dtype="bfloat16", tolerance=0.04)
+
+
+def test_chunked_makes_no_score_of_a_chunk_with_keys_behind_it():
+    inputs = as_jax(make_inputs("mha", S=T), "float32")
+    attend = lambda inputs: run("chunked", inputs, jnp.ones((B, T, T), bool), jnp.ones((B, T, 4, H)))[0]  # noqa: E731
+    for token, seen in ((0, 2), (1, 2), (3, 4), (4, 5)):
+        behind = {**inputs, **{name: inputs[name].at[:, seen:].set(jnp.nan) for name in ("key", "value")}}
+        assert np.isfinite(attend(behind)[:, token]).all()
+        assert seen == T or not np.isfinite(attend(inputs | behind)[:, seen]).any()
 
 
 # bfloat16 keeps 8 bits, so 1 part in 256 of values of about 1; a sum over 7 keys loses a little more.
@@ -192,7 +226,9 @@ def test_fused_on_a_gpu_is_cudnn_where_cudnn_can_do_it(monkeypatch, T, S, H, dty
 
 
 AUTO = [
-    ("cpu", {}, {}, "dense"),
+    ("cpu", {}, {}, "chunked"),
+    ("cpu", {"attention_sinks": True, "attention_softcap": 5.0, "position": "relative"}, {}, "chunked"),
+    ("cpu", {"network": "encoder"}, {}, "dense"),
     ("gpu", {}, {}, "fused"),
     ("gpu", {"attention_softcap": 5.0}, {}, "dense"),
     ("gpu", {"attention_sinks": True}, {}, "dense"),
@@ -215,7 +251,13 @@ def test_auto_picks_by_platform_mesh_and_what_is_asked(platform, settings, axes,
     config, length = tiny(**settings), 1024
     query, key = (jax.ShapeDtypeStruct((8, length, heads, 4), jnp.float32) for heads in (4, 2))
     with jax.set_mesh(make_mesh(schema.Mesh(**axes))):
-        assert kernels.choose(config, query, key, key, biased=config.model.position == "relative") == kernel
+        causal, biased = config.model.network == "decoder", config.model.position == "relative"
+        assert kernels.choose(config, query, key, key, causal=causal, biased=biased) == kernel
+
+
+def test_on_a_cpu_short_rows_are_dense():
+    x = jax.ShapeDtypeStruct((8, kernels.LEAST_CHUNKED - 1, 4, 4), jnp.float32)
+    assert kernels.choose(tiny(), x, x, x, causal=True) == "dense"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +266,7 @@ def test_auto_picks_by_platform_mesh_and_what_is_asked(platform, settings, axes,
         ("splash", (8, 100, 4, 4), "lengths 100 and 100 are not multiples of 128"),
         ("ring", (6, 128, 4, 4), "does not divide rows, tokens or heads of (6, 128, 4, 4)"),
         ("gather", (8, 4 * 1021, 4, 4), "lengths 1021 and 4084 have no fitting divisor"),
+        ("chunked", (8, 128, 4, 4), "it is for tokens that see none behind them in their own row"),
     ],
 )
 def test_a_kernel_that_cannot_take_the_shape_gives_way_to_dense_and_says_so(kernel, shape, reason, caplog):
@@ -231,7 +274,7 @@ def test_a_kernel_that_cannot_take_the_shape_gives_way_to_dense_and_says_so(kern
     x, mesh = jax.ShapeDtypeStruct(shape, jnp.float32), {"sequence": 4} if kernel == "gather" else {}
     with jax.set_mesh(make_mesh(schema.Mesh(**mesh))):
         for _ in range(2):
-            assert kernels.choose(tiny(kernel=kernel), x, x, x) == "dense"
+            assert kernels.choose(tiny(kernel=kernel), x, x, x, causal=False) == "dense"
     (record,) = caplog.records
     assert record.getMessage().startswith(f"--model.kernel={kernel} gives way to dense: ")
     assert reason in record.getMessage()
