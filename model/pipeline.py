@@ -114,29 +114,28 @@ class Pipeline(nn.Module):
         first_S = (jnp.arange(S) == 0)[:, None, None, None]
 
         def step(carry: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[Any, jax.Array]:
-            x_SbTD, done_SMbTD = carry
-            visit_S = t - jnp.arange(S)
-            entering_bTD = entering_MbTD[t % M]
-            if R > 1:
-                entering_bTD = jnp.where(t < M, entering_bTD, done_SMbTD[:, t % M])
-            x_SbTD = _spread(jnp.where(first_S, entering_bTD, x_SbTD), 1)
-            turn_S = jnp.clip(visit_S // M, 0, R - 1)
-            x_SbTD, losses_S = all_stages(layers, turn_S, x_SbTD, visit_S % M)
+            x_SbTD, waiting_SMbTD = carry
+            visit_S, left = t - jnp.arange(S), (t - S + 1) % M  # The part that leaves the last stage.
+            x_SbTD = _spread(jnp.where(first_S, waiting_SMbTD[:, t % M], x_SbTD), 1)
+            x_SbTD, losses_S = all_stages(layers, jnp.clip(visit_S // M, 0, R - 1), x_SbTD, visit_S % M)
             x_SbTD = _spread(jnp.roll(x_SbTD, 1, axis=0), 1)
-            # What the last stage made is the first's now. Before it made anything, this is overwritten in time.
-            done_SMbTD = done_SMbTD.at[:, (t - S + 1) % M].set(x_SbTD)
+            back_SbTD = jnp.where(t < S - 1, waiting_SMbTD[:, left], x_SbTD)  # At first none leaves.
             at_work_S = (visit_S >= 0) & (visit_S < R * M)
-            return (x_SbTD, done_SMbTD), jnp.sum(jnp.where(at_work_S, losses_S, 0))
+            return (x_SbTD, waiting_SMbTD.at[:, left].set(back_SbTD)), jnp.sum(jnp.where(at_work_S, losses_S, 0))
 
-        shape, dtype = entering_MbTD.shape, entering_MbTD.dtype
-        nothing = _spread(jnp.zeros((S, *shape[1:]), dtype), 1), _spread(jnp.zeros((S, *shape), dtype), 2)
-        (_, done_SMbTD), losses = jax.lax.scan(step, nothing, jnp.arange(R * M + S - 1))
-        return done_SMbTD[0].swapaxes(0, 1).reshape(x_BTD.shape), jnp.sum(losses)
+        # Parts wait at the first stage, to enter and between rounds. That all stages have room for them makes one
+        # program of them; what the others hold there means nothing.
+        waiting_SMbTD = _spread(jnp.where(first_S[:, None], entering_MbTD, jnp.zeros_like(entering_MbTD)), 2)
+        start = _spread(jnp.zeros_like(waiting_SMbTD[:, 0]), 1), waiting_SMbTD
+        (_, waiting_SMbTD), losses = jax.lax.scan(step, start, jnp.arange(R * M + S - 1))
+        return waiting_SMbTD[0].swapaxes(0, 1).reshape(x_BTD.shape), jnp.sum(losses)
 
 
 def _parts(x_B: jax.Array, M: int) -> jax.Array:
-    """[B,...] as [M,b,...]: part m is the rows m, m + M, ..., so that each device's rows fall into all parts."""
-    return x_B.reshape(-1, M, *x_B.shape[1:]).swapaxes(0, 1)
+    """[B,...] as [M,b,...], on all stages: part m is the rows m, m + M, ..., so that devices have rows in all parts."""
+    x_Mb = x_B.reshape(-1, M, *x_B.shape[1:]).swapaxes(0, 1)
+    others = [PartitionSpec.UNCONSTRAINED] * (x_B.ndim - 1)
+    return jax.lax.with_sharding_constraint(x_Mb, PartitionSpec(None, *partition("batch"), *others))
 
 
 def _spread(x: jax.Array, rows: int) -> jax.Array:
