@@ -154,7 +154,12 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, warnings.catch_warnings(action="ignore"):
-        tree = reader.restore((folder / "checkpoints" / str(STEPS) / "state").absolute())
+        path = (folder / "checkpoints" / str(STEPS) / "state").absolute()
+        # The devices that it was written on are not here.
+        here = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+        )
+        tree = reader.restore(path, restore_args=here)
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
