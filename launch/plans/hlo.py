@@ -15,6 +15,7 @@ BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "token": 
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
+_END = re.compile(r"^\}(,|\s*$)")  # `}}` may begin a line as well: of an attribute with line breaks.
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
@@ -155,7 +156,7 @@ def read(text: str) -> Program:
             if match and line.rstrip().endswith("{"):
                 current = computations.setdefault(match[2], Computation(match[2]))
                 entry = match[2] if match[1] else entry
-        elif line.rstrip() == "}":  # Brackets of an attribute with line breaks may begin a line as well.
+        elif _END.match(line):
             _add(current, pending)
             current, pending = None, ""
         elif _INSTRUCTION.match(line):
