@@ -222,11 +222,52 @@ def llama3_8b() -> Config:
     )
 
 
+def llama2_7b() -> Config:
+    """Llama 2's 7B shape, for a pod; what `launch.plan` is compared with MaxText on."""
+    return _llama(
+        "llama2_7b", Model(num_layers=32, width=4096, num_heads=32, num_kv_heads=32, feed_forward_width=11_008)
+    )
+
+
+def llama2_70b() -> Config:
+    """Llama 2's 70B shape, for several hundred chips."""
+    return _llama(
+        "llama2_70b", Model(num_layers=80, width=8192, num_heads=64, num_kv_heads=8, feed_forward_width=28_672)
+    )
+
+
+def llama_16b() -> Config:
+    """MaxText's shape with `global_parameter_scale=16`, for which it has published the time of a step."""
+    return _llama(
+        "llama_16b", Model(num_layers=16, width=8192, num_heads=64, num_kv_heads=64, feed_forward_width=28_672)
+    )
+
+
+def llama_32b() -> Config:
+    """MaxText's shape with `global_parameter_scale=32`, for which it has published the time of a step."""
+    return _llama(
+        "llama_32b", Model(num_layers=32, width=8192, num_heads=64, num_kv_heads=64, feed_forward_width=28_672)
+    )
+
+
+def _llama(name: str, shape: Model) -> Config:
+    """A network of that shape with everything else as in `llama3_8b`, but with Llama 2's vocabulary and lengths."""
+    base = llama3_8b()
+    same = {part: getattr(base.model, part) for part in ("norm_epsilon", "tied_embeddings", "dtype", "layers", "remat")}
+    return dataclasses.replace(
+        base,
+        name=name,
+        model=dataclasses.replace(shape, **same),
+        tokenizer=Tokenizer(vocab_size=32_000),
+        data=Data(length=4096),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
     for preset in (
         quickstart, smoke, lstm, experts, encoder, coreference, translate, translate_lstm, finetune, gpt2_small,
-        llama3_8b,
+        llama3_8b, llama2_7b, llama2_70b, llama_16b, llama_32b,
     )
 }  # fmt: skip
 
