@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import feed_forward_width
 from configs.schema import Config
-from model.sharding import platform, ways
+from model.sharding import constrain, platform, ways
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # The tanh form of GELU: the exact one's gradient (erf) is four times slower on a CPU.
@@ -149,6 +149,7 @@ class FeedForward(nn.Module):
             hidden_BTF = ACTIVATIONS[model.activation](Linear(config, D, F, name="gate")(x_BTD)) * hidden_BTF
         else:
             hidden_BTF = ACTIVATIONS[model.activation](hidden_BTF)
+        hidden_BTF = constrain(hidden_BTF, "batch", "length", "hidden")
         return Linear(config, F, D, gain=residual_gain(config), name="down")(hidden_BTF)
 
 

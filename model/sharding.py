@@ -35,6 +35,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "rows": ("data", "fsdp", "expert", "stage"),  # Of a batch outside of the layers.
     "batch": ("data", "fsdp", "expert"),  # Of a batch within a layer.
     "length": ("sequence",),  # Of an activation: tokens of a row.
+    # The same between layers: devices that share the heads of a layer share its tokens there, rather than each keeping
+    # all of them (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", 4.2.2).
+    "residual": ("sequence", "tensor"),
     "layers": ("stage",),
     "embed": ("fsdp",),  # Width of a parameter.
     "width": (),  # Width of an activation.
@@ -46,6 +49,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("tensor",),
     "positions": (),
 }
+
+# What an axis is spread over where its rule does not divide it: a given tokenizer has the size it has, and a text that
+# is being written has one token at a time. With any other axis that is an error.
+INSTEAD: dict[str, tuple[str, ...] | None] = {"vocabulary": None, "residual": RULES["length"]}
 
 # The logical axes of each parameter, by the end of its path; a leading layer axis is added under `layers`.
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -297,10 +304,13 @@ def constrain_parameters(params: Any, whole: bool = False) -> Any:
 def _fitting(
     spec: PartitionSpec, names: tuple[str, ...], shape: tuple[int, ...], size: Mapping[str, int]
 ) -> PartitionSpec:
-    """`spec` without the vocabulary's axis where that does not divide it: a given tokenizer has the size it has."""
-    ways = math.prod(size[axis] for axis in RULES["vocabulary"])
+    """`spec` without what need not be shared where that does not divide an axis: see INSTEAD."""
+
+    def fits(name: str, length: int) -> bool:
+        return length % math.prod(size[axis] for axis in RULES[name]) == 0
+
     return PartitionSpec(
-        *(None if name == "vocabulary" and length % ways else group
+        *(group if name not in INSTEAD or fits(name, length) else INSTEAD[name]
           for name, length, group in zip(names, shape, spec, strict=True))
     )  # fmt: skip
 

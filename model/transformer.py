@@ -73,13 +73,13 @@ class Block(nn.Module):
         y_BTD = x_BTD
         if model.norm_position in ("pre", "both"):
             y_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(y_BTD)
-        y_BTD = layer(y_BTD)
+        y_BTD = layer(constrain(y_BTD, "batch", "length", "width"))
         if model.norm_position in ("both", "output"):
             y_BTD = Norm(self.config, model.norm, name=f"{name}_post_norm")(y_BTD)
         x_BTD = x_BTD + Dropout(model.dropout, self.deterministic)(y_BTD, places.rows_B)
         if model.norm_position == "post":
             x_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(x_BTD)
-        return constrain(x_BTD, "batch", "length", "width")
+        return constrain(x_BTD, "batch", "residual", "width")
 
 
 class Embedding(nn.Module):
@@ -143,7 +143,7 @@ def through_layers(
     The blocks are one module, `layers`, with parameters stacked on a leading axis, looped over or unrolled.
     """
     model = config.model
-    x_BTD = Dropout(model.dropout, deterministic)(x_BTD, places.rows_B)
+    x_BTD = constrain(Dropout(model.dropout, deterministic)(x_BTD, places.rows_B), "rows", "residual", "width")
     block = rematerialized(Block, config)
     stack = nn.scan(
         block,
@@ -162,7 +162,7 @@ def through_layers(
         x_BTD, _ = Pipeline(config, layers, unbound, num_layers, name="layers")(x_BTD, windows_L, places, memory_BSD)
     if has_final_norm(config):
         x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)
-    return x_BTD
+    return constrain(x_BTD, "rows", "length", "width")
 
 
 def to_logits(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:

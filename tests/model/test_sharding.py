@@ -138,6 +138,20 @@ def test_eight_devices_compute_what_one_computes(on_one_device, sizes):
     assert {shard.data.shape for shard in logits_BTV.addressable_shards} == {(rows, 6, words)}
 
 
+def test_devices_that_share_heads_share_the_tokens_that_layers_keep_for_the_backward_pass():
+    module = build(tiny(num_layers=3, num_kv_heads=4, remat="full"))
+    on, tokens_BT = mesh(1, 2, 4), random_tokens(2, 8)
+
+    def loss(params):
+        return jnp.sum(module.apply({"params": params}, tokens_BT, head=False))
+
+    with jax.set_mesh(on):
+        compiled = jax.jit(jax.grad(loss), in_shardings=(sharding.param_shardings(module, on),))
+        hlo = compiled.lower(sharding.parameter_shapes(module)).compile().as_text()
+    assert "f32[3,1,2,16]" in hlo  # Layers, a device's rows, its quarter of 8 tokens, width.
+    assert "f32[3,1,8,16]" not in hlo
+
+
 def test_a_vocabulary_that_the_mesh_does_not_divide_lies_whole_on_each_device():
     """A tokenizer has the size it has: bytes and their end are 257."""
     module = build(override(EVERYTHING[0], {"tokenizer.vocab_size": 33}))
