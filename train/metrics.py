@@ -208,7 +208,9 @@ class Pace:
         began = time.perf_counter()
         yield
         if self._mark is not None:
-            self._mark = (self._mark[0], self._mark[1] + time.perf_counter() - began)
+            step, at = self._mark
+            # Metrics that were read inside have set the mark there.
+            self._mark = (step, at + time.perf_counter() - max(began, at))
 
 
 # Parameters that source tokens are multiplied with.

@@ -131,3 +131,9 @@ def test_pauses_do_not_count_as_training(monkeypatch):
     measured = pace.measure(11)
     assert measured["train/tokens_per_second"] == pytest.approx(10 * 32 / 2.0)
     assert measured["train/mfu"] == pytest.approx(160 * train_flops_per_token(config) / 1e12)
+    with pace.pause():  # In which the metrics of the last step are read.
+        now[0] += 4.0
+        pace.measure(12)
+        now[0] += 50.0
+    now[0] += 2.0
+    assert pace.measure(13)["train/tokens_per_second"] == pytest.approx(32 / 2.0)

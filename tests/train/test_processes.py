@@ -231,7 +231,7 @@ def test_two_processes_of_which_one_is_killed_then_four_that_are_stopped_then_on
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "mesh"), [(2, {}), (4, {"mesh.data": 2, "mesh.fsdp": 2}), (2, {"mesh.data": 1, "mesh.tensor": 4}),
+    ("count", "mesh"), [(2, {}), (4, {"mesh.data": 2, "mesh.fsdp": 2}), (4, {"mesh.data": 2, "mesh.tensor": 2}),
                         (4, {"mesh.data": 2, "mesh.sequence": 2}), (4, {"mesh.data": 1, "mesh.fsdp": 4})],
 )  # fmt: skip
 def test_several_processes_end_with_the_parameters_of_one(alone, text, cache, tmp_path, count, mesh):
