@@ -143,6 +143,8 @@ def join_as(place: Place, start_timeout: float, lost_timeout: float) -> Control:
 
     control = Control(place.process, place.count, lost_timeout, lambda what: _end(place, what))
     port = int(control.gather(place.host, place.port, start_timeout, _free_port))
+    # JAX's own watch counts seconds: a machine that stands still for a while, and all processes with it, is not dead.
+    patience = round(lost_timeout) + 600
     # SIGTERM is answered by the loop, not by JAX, which would put its own handler in place of ours.
     jax.config.update("jax_enable_preemption_service", False)
     if place.process:
@@ -152,6 +154,7 @@ def join_as(place: Place, start_timeout: float, lost_timeout: float) -> Control:
     jax.distributed.initialize(
         f"{address}:{port}", place.count, place.process, place.devices,
         cluster_detection_method="deactivate", initialization_timeout=round(start_timeout) + 60,
+        heartbeat_timeout_seconds=patience,
     )  # fmt: skip
     return control
 
