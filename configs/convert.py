@@ -119,6 +119,7 @@ def check_network(config: Config) -> Config:
     if config.model.dropout >= 1:
         raise ConfigError(f"--model.dropout={config.model.dropout} would drop everything: it must be below 1.")
     _check_remat(config.model.remat)
+    _check_matmul(config)
     if is_recurrent(config):
         _check_recurrent(config)
     else:
@@ -135,6 +136,23 @@ def _check_remat(remat: str) -> None:
             raise ConfigError(
                 f"--model.remat={remat}: {name!r} is neither a policy ({', '.join(REMAT_POLICIES)}) nor a result of a "
                 f"layer that can be kept ({', '.join(LAYER_RESULTS)}).{hint}"
+            )
+
+
+def _check_matmul(config: Config) -> None:
+    model = config.model
+    if model.matmul == "default":
+        return
+    unable = (
+        (is_recurrent(config), f"--model.network={model.network}", "--model.network=decoder"),
+        (model.num_experts > 0, f"--model.num_experts={model.num_experts}", "--model.num_experts=0"),
+        (model.attention == "latent", "--model.attention=latent", "--model.attention=gqa"),
+    )
+    for is_so, setting, instead in unable:
+        if is_so:
+            raise ConfigError(
+                f"--model.matmul={model.matmul} is for linear maps alone, and {setting} multiplies otherwise too: "
+                f"use --model.matmul=default, or {instead}."
             )
 
 

@@ -183,6 +183,13 @@ class Model:
     lora_targets: str = setting("query,value", "LoRA: names of the linear maps that get one, comma-separated, or all.")
     dtype: str = setting("float32", "What is computed with.", ("float32", "bfloat16"))
     param_dtype: str = setting("float32", "What parameters are stored as.", ("float32", "bfloat16"))
+    matmul: str = setting(
+        "default",
+        "What the linear maps of layers multiply in. default: model.dtype; int8 and fp8 (e4m3): numbers scaled by the "
+        "largest of each token and of each output, by the package qwix, in the forward pass alone. Embeddings, norms, "
+        "scores of attention, the output layer and gradients stay as they are.",
+        ("default", "int8", "fp8"),
+    )
     layers: str = setting(
         "unroll",
         "scan compiles one block and loops over it; unroll compiles each, faster on a CPU.",

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import feed_forward_width
 from configs.schema import Config
+from model import quantized
 from model.sharding import constrain, platform, ways
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,6 +40,7 @@ class Linear(nn.Module):
     outputs: tuple[int, ...]
     gain: float = 1.0
     bias: bool | None = None
+    exact: bool = False  # Whatever `model.matmul` says.
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +50,11 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(scale), self.inputs + self.outputs, jnp.dtype(model.param_dtype)
         )
-        y = multiply(x, kernel.astype(model.dtype), count)
+        kernel = kernel.astype(model.dtype)
+        if model.matmul == "default" or self.exact:
+            y = multiply(x, kernel, count)
+        else:
+            y = quantized.multiply(x, kernel, count, model.matmul)
         if self.has_lora():
             y = y + self.lora(x)
         if model.biases if self.bias is None else self.bias:

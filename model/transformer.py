@@ -176,7 +176,8 @@ def to_scores(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
     if model.tied_embeddings:
         scores_BTV = tokens.scores(x_BTD)
     else:
-        scores_BTV = Linear(config, (model.width,), (V,), bias=False, name="output")(x_BTD).astype(jnp.float32)
+        output = Linear(config, (model.width,), (V,), bias=False, exact=True, name="output")
+        scores_BTV = output(x_BTD).astype(jnp.float32)
     if model.logit_scale != 1:
         scores_BTV = scores_BTV * model.logit_scale
     if model.output_bias:

@@ -18,7 +18,9 @@ from train.checkpoint import described, restore_params
 # What an encoder that filled in masked words brings along where it becomes the encoder of a translator.
 OF_AN_ENCODER = ("layers/", "final_norm/", "relative/", "position/")
 # How a network is computed and trained, which a checkpoint does not settle.
-OF_THE_RUN = ("dropout", "dtype", "param_dtype", "layers", "remat", "kernel", "lora_rank", "lora_alpha", "lora_targets")
+OF_THE_RUN = (
+    "dropout", "dtype", "param_dtype", "matmul", "layers", "remat", "kernel", "lora_rank", "lora_alpha", "lora_targets",
+)  # fmt: skip
 
 
 def adopt(config: Config, init_from: str) -> Config:

@@ -30,8 +30,8 @@ Settings = dict[str, Any]  # of `configs.schema.Model`, and `vocab_size`
 
 # What a training run is set to, or how a device computes, is no part of what a network computes.
 NOT_THE_NETWORK = (
-    "dropout", "lora_rank", "lora_alpha", "lora_targets", "dtype", "param_dtype", "layers", "remat", "kernel",
-    "router_balance", "router_z_loss",
+    "dropout", "lora_rank", "lora_alpha", "lora_targets", "dtype", "param_dtype", "matmul", "layers", "remat",
+    "kernel", "router_balance", "router_z_loss",
 )  # fmt: skip
 ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact", "silu": "silu",

@@ -141,6 +141,8 @@ def test_differences_name_setting_and_both_values():
         ({"optimizer__name": "schedule_free", "optimizer__ema_decay": 0.9}, ["--optimizer.ema_decay=0.9", "twice"]),
         ({"optimizer__decay_fraction": 1.5}, ["--optimizer.decay_fraction=1.5", "at most 1"]),
         ({"train__label_smoothing": 1.0}, ["--train.label_smoothing=1.0", "below 1"]),
+        ({"model__matmul": "int8", "model__num_experts": 4}, ["--model.matmul=int8", "num_experts=4", "default"]),
+        ({"model__matmul": "fp8", "model__network": "lstm"}, ["--model.matmul=fp8", "--model.network=lstm"]),
         ({"model__remat": "minmal"}, ["--model.remat=minmal", "offload", "query", "Did you mean minimal?"]),
         ({"model__remat": "query,full"}, ["--model.remat=query,full", "'full'"]),
         ({"model__position": "rop"}, ["--model.position=rop", "sinusoidal", "Did you mean rope?"]),

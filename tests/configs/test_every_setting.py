@@ -379,6 +379,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.dropout": [(program, {}, [0.0, 0.1, 0.2])],
     "model.dtype": [(program, {}, ["float32", "bfloat16"])],
     "model.param_dtype": [(program, {}, ["float32", "bfloat16"])],
+    "model.matmul": [(program, {}, ["default", "int8", "fp8"])],
     "model.layers": [(program, {"model.num_layers": 2}, ["scan", "unroll"])],
     "model.remat": [(backward, {}, ["none", "dots", "minimal", "qkv", "full", "offload", "up,down"])],
     # And auto, which is one of them.
