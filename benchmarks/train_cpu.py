@@ -107,8 +107,6 @@ def compare(shape: dict[str, int], dtype: str) -> dict[str, Any]:
     sides = {name: Side(name, shape, dtype) for name in FLAGS.sides}
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     peaks = []
-    for side in sides.values():
-        side.ask("train", FLAGS.seconds)  # To warm up: the first turn of a process is slower.
     for _ in range(FLAGS.rounds):
         for name, side in sides.items():
             turn = side.ask("train", FLAGS.seconds)

@@ -59,11 +59,13 @@ class Trainer:
         return float(jax.device_get(before)["train/loss"]) if before else float("nan")
 
     def train(self, seconds: float) -> dict[str, float]:
-        """As many steps as begin within so many seconds, to their end."""
+        """As many steps as begin within so many seconds, to their end, after one that is not timed."""
         import jax
 
-        began, first, loss = time.perf_counter(), self.steps, float("nan")
         with jax.set_mesh(self.mesh):
+            loss = self.dispatch()  # Memory that has lain idle may have been taken away.
+            jax.block_until_ready((self.state, self.pending))
+            began, first = time.perf_counter(), self.steps
             while self.steps == first or time.perf_counter() - began < seconds:
                 loss = self.dispatch()
         jax.block_until_ready((self.state, self.pending))

@@ -99,7 +99,8 @@ class Trainer:
         return loss.item()
 
     def train(self, seconds: float) -> dict[str, float]:
-        """As many steps as begin within so many seconds."""
+        """As many steps as begin within so many seconds, after one that is not timed."""
+        self.step()  # Memory that has lain idle may have been taken away.
         began, first = time.perf_counter(), self.steps
         loss = float("nan")
         while self.steps == first or time.perf_counter() - began < seconds:
