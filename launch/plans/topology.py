@@ -38,6 +38,16 @@ class Topology:
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def rings(self) -> tuple[bool, bool, bool]:
+        """Which axes are closed to a ring: of a torus of cubes all or none, else those of full length.
+
+        https://cloud.google.com/tpu/docs/v5p and https://cloud.google.com/tpu/docs/v5e.
+        """
+        closed = [length % self.chip.wraps == 0 for length in self.shape]
+        x, y, *z = [all(closed)] * 3 if self.chip.axes == 3 else closed
+        return (x, y, bool(z) and z[0])
+
+    @property
     def chips(self) -> int:
         """Over all slices."""
         return math.prod(self.shape) * self.slices
@@ -129,11 +139,12 @@ def devices_of(topology: Topology) -> list[Any]:
         raise ConfigError("Compiling for a TPU needs libtpu: install the extra, `uv sync --extra tpu`.") from error
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {}
+    # Where libtpu is not told of the rings, it makes all-reduces of the gathers of 512 v5p.
+    options: dict[str, Any] = {"wrap": topology.rings}
     if topology.chip.name == "v4":  # Its two cores work as one device, as they do in JAX on a real one.
-        options = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+        options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
     if topology.shape == (1, 1):
-        options = {"chips_per_host_bounds": (1, 1, 1)}
+        options |= {"chips_per_host_bounds": (1, 1, 1)}
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     try:

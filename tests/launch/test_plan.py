@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 
+import jax
 import pytest
 
+from configs import schema
 from configs.convert import check, override
 from configs.presets import preset
 from configs.schema import ConfigError
 from launch.plans.bundles import Cycles, count
-from launch.plans.topology import ENVIRONMENT, parse
+from launch.plans.topology import ENVIRONMENT, devices_of, parse
+from model.sharding import make_mesh
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: uv sync --extra tpu")
 
@@ -34,6 +37,18 @@ def tiny(**settings):
         "model.num_layers": 3, "data.length": 128, "mesh.data": 1, "mesh.fsdp": -1,
     }  # fmt: skip
     return check(override(preset("smoke"), values | {name.replace("__", "."): x for name, x in settings.items()}))
+
+
+def test_whole_slices_are_closed_to_rings_so_that_what_is_gathered_is_not_reduced():
+    assert parse("v5p:8x8x8").rings == (True, True, True)
+    assert parse("v5p:2x4x4").rings == (False, False, False)
+    assert parse("v5e:8x16").rings == (False, True, False)
+    mesh = make_mesh(schema.Mesh(data=1, fsdp=-1), devices_of(parse("v5p:8x8x8")))
+    lies, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("fsdp",), ()))
+    x = jax.ShapeDtypeStruct((512 * 16, 8192), "bfloat16", sharding=lies)
+    hlo = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile().as_text()
+    assert " all-gather(" in hlo
+    assert " all-reduce(" not in hlo
 
 
 @pytest.mark.parametrize(
