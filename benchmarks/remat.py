@@ -23,14 +23,16 @@ from model.sharding import parameter_shapes
 
 def measured(config: Config) -> tuple[int, float]:
     """Bytes of temporary memory, and floating-point operations of all products of matrices."""
-    module, shape = build(config), (config.train.batch_size, config.data.length)
+    module: Any = build(config)
+    shape = (config.train.batch_size, config.data.length)
 
     def loss(params: Any, tokens_BT: jax.Array) -> jax.Array:
         logits_BTV = module.apply({"params": params}, tokens_BT)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), tokens_BT[..., None], -1))
 
     traced = jax.jit(jax.grad(loss)).trace(parameter_shapes(module), jax.ShapeDtypeStruct(shape, jnp.int32))
-    return traced.lower().compile().memory_analysis().temp_size_in_bytes, products(traced.jaxpr.jaxpr)
+    memory: Any = traced.lower().compile().memory_analysis()
+    return memory.temp_size_in_bytes, products(traced.jaxpr.jaxpr)
 
 
 def products(jaxpr: Any) -> float:
