@@ -1,7 +1,7 @@
 """Training on this machine's CPU: tokens/s beside plain PyTorch modules of the same shape, in turns.
 
   uv run --extra parity python -m benchmarks.train_cpu                              all shapes and dtypes
-  uv run --extra parity python -m benchmarks.train_cpu --shapes=char --dtypes=float32 --sides=seq2see,torch,compiled
+  uv run --extra parity python -m benchmarks.train_cpu --shapes=char --dtypes=float32 --sides=seq2see,compiled
 
 Each side is a process of its own that takes its model, compiles and warms up; then they train in turn, a few seconds
 each, for some rounds. A step is forward, backward, clipping to norm 1 and AdamW, of the same network on the same
