@@ -14,6 +14,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragg
 
 
 LATENCY = 1e-6  # Seconds for each chip on the way: https://jax-ml.github.io/scaling-book/tpus/.
+DCN_LATENCY = 1e-4  # Seconds for an exchange between slices: through the hosts, over the data centre's network.
 START, DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"  # Targets of custom calls.
 STEPS, REDUCE_SCATTER = "async_collective_fusion", "all-reduce-scatter"  # How computations are named.
 
@@ -29,12 +30,13 @@ class Collective:
     asynchronous: bool
     source: str
     count: int = 1
+    slices: bool = False  # Between slices, over the data centre's network.
     exposed: float = 0.0  # Seconds, of each, in which the core waits.
 
     @property
     def links(self) -> tuple[int, ...]:
-        """What it waits for: permutations have the links of their direction, all others share theirs."""
-        return self.group if self.kind == "collective-permute" else ()
+        """What it waits for: permutations have the links of their direction, slices their network, others share."""
+        return self.group if self.kind == "collective-permute" or self.slices else ()
 
     def repeated(self, times: int) -> Collective:
         """The same in a loop that goes round so often."""
@@ -51,6 +53,10 @@ def collective_of(program: Program, instruction: Instruction, chip: Chip, shape:
     On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it;
     and a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
     """
+    if instruction.opcode == "send" and (
+        over := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    ):
+        return _between_slices(program, instruction, over[1].lower().replace("_", "-"), chip)
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         return _priced(program, instruction, kind, instruction.opcode.endswith("-start"), chip, shape)
@@ -71,7 +77,27 @@ def finishes(program: Program, instruction: Instruction) -> bool:
     """Whether an instruction waits for an exchange that another one has started."""
     if instruction.opcode == "fusion":
         return any(one.target == DONE for name in instruction.calls for one in program.computations[name])
-    return instruction.opcode == "async-done" or instruction.opcode.removesuffix("-done") in COLLECTIVES
+    return instruction.opcode in ("async-done", "recv-done") or instruction.opcode.removesuffix("-done") in COLLECTIVES
+
+
+def meeting(instruction: Instruction) -> str:
+    """By what name the two ends of an exchange between slices find each other; empty for everything else."""
+    match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+    return match[1] if match else ""
+
+
+def _between_slices(program: Program, instruction: Instruction, kind: str, chip: Chip) -> Collective:
+    """An exchange over the data centre's network, of what each device of a slice has with its likes in the others."""
+    target = re.search(r'_xla_megascale_target="\{([^}]*)\}', instruction.attributes)
+    slices = 2
+    if target:
+        first, _, last = target[1].partition(":")
+        slices = int(last) - int(first) + 1 if last else len(target[1].split(","))
+    group = tuple(index * program.partitions for index in range(slices))  # The program counts those of one slice.
+    number = instruction.arrays[0].bytes
+    rounds = 2 if kind == "all-reduce" else 1
+    seconds = rounds * number * (slices - 1) / slices / chip.dcn + DCN_LATENCY
+    return Collective(kind, number, group, seconds, True, instruction.source, slices=True)
 
 
 def _priced(

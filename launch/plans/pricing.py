@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launch.plans.chips import Chip
-from launch.plans.collectives import Collective, collective_of, finishes
+from launch.plans.collectives import Collective, collective_of, finishes, meeting
 from launch.plans.flops import matmul_flops
 from launch.plans.hlo import Computation, Instruction, Program
 from launch.plans.kernels import kernel_of, kernel_seconds
@@ -103,7 +103,7 @@ def _walk(program: Program, computation: Computation, chip: Chip, shape: tuple[i
             begins = max(now, links_free.get(collective.links, 0.0))
             done = links_free[collective.links] = begins + collective.seconds
             if collective.asynchronous:
-                sent[instruction.name] = (done, collective)
+                sent[meeting(instruction) or instruction.name] = (done, collective)
             else:
                 costs.collectives.append(collective.waited(done - now))
                 now = done
@@ -147,6 +147,8 @@ def _started_by(computation: Computation, instruction: Instruction, pending: Map
     seen, stack = set(), list(instruction.operands)
     while stack:
         name = stack.pop()
+        if name in computation.instructions and (met := meeting(computation.instructions[name])) in pending:
+            return met
         if name in pending:
             return name
         if name not in seen and name in computation.instructions:

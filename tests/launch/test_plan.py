@@ -239,3 +239,18 @@ def test_what_is_no_program_is_refused(tmp_path):
     for name in ("text", "missing"):
         with pytest.raises(ConfigError, match=f"--hlo=.*{name}"):
             price_file(tmp_path / name, parse("v5e:2x2"))
+
+
+def test_slices_exchange_gradients_over_the_network_between_them():
+    from launch.plans import kernels
+    from launch.plans.planning import make_plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "cycles", lambda chip, blocks: {})
+        plan = make_plan(tiny(mesh__data=-1, mesh__fsdp=4), parse("v5e:2x2", 2))
+    assert plan["mesh"] == {"data": 2, "fsdp": 4}
+    between = [row for row in plan["collectives"] if row["axes"] == "data"]
+    assert {row["kind"] for row in between} == {"all-reduce"}
+    # Each device adds up its quarter of all gradients, in two bytes or four, with its like in the other slice.
+    quarter = plan["memory"]["parameters"]
+    assert quarter / 2 <= sum(row["bytes"] for row in between) < 1.5 * quarter
