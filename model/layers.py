@@ -63,8 +63,10 @@ class Linear(nn.Module):
         return checkpoint_name(y, str(self.name))
 
     def has_lora(self) -> bool:
-        """Whether low-rank matrices are trained beside this map's kernel."""
+        """Whether low-rank matrices are trained beside this map's kernel: within layers, where they are targets."""
         model = self.config.model
+        if not self.is_initializing():
+            return self.has_variable("params", "lora_in")  # A layer of a pipeline does not know its path.
         targets = model.lora_targets.split(",")
         return model.lora_rank > 0 and "layers" in self.path and (self.name in targets or "all" in targets)
 

@@ -128,7 +128,9 @@ class Pipeline(nn.Module):
         waiting_SMbTD = _spread(jnp.where(first_S[:, None], entering_MbTD, jnp.zeros_like(entering_MbTD)), 2)
         start = _spread(jnp.zeros_like(waiting_SMbTD[:, 0]), 1), waiting_SMbTD
         (_, waiting_SMbTD), losses = jax.lax.scan(step, start, jnp.arange(R * M + S - 1))
-        return waiting_SMbTD[0].swapaxes(0, 1).reshape(x_BTD.shape), jnp.sum(losses)
+        # A sum over stages of which one has something: taking that one is more than XLA's partitioner knows.
+        left_MbTD = jnp.sum(jnp.where(first_S[:, None], waiting_SMbTD, jnp.zeros_like(waiting_SMbTD)), axis=0)
+        return left_MbTD.swapaxes(0, 1).reshape(x_BTD.shape), jnp.sum(losses)
 
 
 def _parts(x_B: jax.Array, M: int) -> jax.Array:

@@ -15,7 +15,10 @@ from model import build, sharding
 from model.lens.places import INTERMEDIATES
 
 STAGES, ROWS, T = 4, 8, 8
-CONFIG = override(tiny(num_layers=8), {"train.batch_size": ROWS, "train.microbatches": STAGES, "train.rounds": 2})
+LORA = {"lora_rank": 2, "lora_targets": "all"}
+CONFIG = override(
+    tiny(num_layers=8, **LORA), {"train.batch_size": ROWS, "train.microbatches": STAGES, "train.rounds": 2}
+)
 
 
 @pytest.fixture(scope="module")
