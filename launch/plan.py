@@ -1,10 +1,11 @@
-"""What a TPU would do with a run, before it is rented: does it fit, how fast, on which mesh, at what cost?
+"""What TPUs or GPUs would do with a run, before they are rented: does it fit, how fast, on which mesh, at what cost?
 
   uv run --extra tpu -m launch.plan --config=llama3_8b --topology=v5e:16x16 --mesh.fsdp=-1 --mesh.data=1
   uv run --extra tpu -m launch.plan --config=llama3_8b --topology=v5p-128 --tokens=1e12 --json
+  uv run --extra gpu -m launch.plan --config=llama3_8b --topology=h100:4x8 --mesh.fsdp=-1 --mesh.data=1
 
-The step that launch.train would run is compiled for the devices of that name, by libtpu, on this machine. Nothing is
-run on a TPU: memory is what the compiler says, times are estimates. How to read the answer: docs/plan.md.
+The step that launch.train would run is compiled for the devices of that name on this machine. Nothing is run on them:
+memory is what the compiler says, times are estimates, on GPUs only bounds. How to read the answer: docs/plan.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from absl import flags
 from configs import flags as config_flags
 from configs.schema import ConfigError
 from launch import start
+from launch.plans import gpus
 from launch.plans.topology import ENVIRONMENT, parse
 
 FLAGS = flags.FLAGS
@@ -30,9 +32,10 @@ def define(argv: Sequence[str]) -> None:
     flags.DEFINE_string(
         "topology",
         "v5e:2x2",
-        "The devices: a shape in chips (v5e:16x16, v5p:4x4x8) or a name as sold (v5e-256, v5p-128).",
+        "The devices: TPUs by shape in chips (v5e:16x16, v5p:4x4x8) or as sold (v5e-256, v5p-128); GPUs on a host or "
+        "on several (h100:8, h200:4x8).",
     )
-    flags.DEFINE_integer("slices", 1, "How many of these slices; --mesh.data goes across them.")
+    flags.DEFINE_integer("slices", 1, "How many of these slices of TPUs; --mesh.data goes across them.")
     flags.DEFINE_enum("step", "train", ["train", "decode"], "What is compiled: a training step, or one token of text.")
     flags.DEFINE_float("tokens", 0.0, "Say how long and how many chip-hours a run over so many tokens takes.")
     flags.DEFINE_list("options", [], "More options for the compiler, name=value, comma-separated.")
@@ -53,7 +56,8 @@ def run() -> None:
     options = dict(option.partition("=")[::2] for option in FLAGS.options)
     if any(not name or not value for name, value in options.items()):
         raise ConfigError(f"--options={','.join(FLAGS.options)}: write name=value,name=value.")
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    wanted = gpus.ENVIRONMENT if isinstance(topology, gpus.Hosts) else ENVIRONMENT
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     from launch.plans.planning import make_plan, price_file
     from launch.plans.report import as_text
 

@@ -48,18 +48,25 @@ class Collective:
 
 
 def collective_of(program: Program, instruction: Instruction, chip: Chip, shape: tuple[int, ...]) -> Collective | None:
-    """The exchange that an instruction makes or starts; None if it makes none.
-
-    On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it;
-    and a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
-    """
+    """The exchange that an instruction makes or starts on slices of this shape; None if it makes none."""
     if instruction.opcode == "send" and (
         over := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     ):
         return _between_slices(program, instruction, over[1].lower().replace("_", "-"), chip)
+    exchange = exchange_of(program, instruction)
+    return _priced(program, *exchange, chip, shape) if exchange else None
+
+
+def exchange_of(program: Program, instruction: Instruction) -> tuple[Instruction, str, bool] | None:
+    """The exchange within a slice, or among GPUs, that an instruction makes: itself or one in it, its kind, whether it
+    only starts; None if there is none.
+
+    On a TPU an exchange may stand in a fusion: one that starts it, steps of it beside computation, one that ends it;
+    and a reduction of which each device keeps its part is an all-reduce in a fusion of the name all-reduce-scatter.
+    """
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-        return _priced(program, instruction, kind, instruction.opcode.endswith("-start"), chip, shape)
+        return instruction, kind, instruction.opcode.endswith("-start")
     if instruction.opcode not in ("fusion", "async-start"):
         return None
     for name in instruction.calls:
@@ -69,8 +76,18 @@ def collective_of(program: Program, instruction: Instruction, chip: Chip, shape:
             continue
         starts = instruction.opcode == "async-start" or any(one.target == START for one in inside)
         kind = "reduce-scatter" if name.startswith(REDUCE_SCATTER) else inner.opcode
-        return _priced(program, inner, kind, starts, chip, shape)
+        return inner, kind, starts
     return None
+
+
+def whole_bytes(instruction: Instruction, kind: str, size: int) -> int:
+    """Bytes of the whole array that an exchange among so many devices gathers, reduces or exchanges."""
+    made = instruction.arrays
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":  # What goes in, what comes out, flags.
+        given = len(instruction.operands)
+        made = made[given : 2 * given]
+    number = sum(array.bytes for array in made)
+    return number * size if instruction.opcode.startswith("reduce-scatter") else number
 
 
 def finishes(program: Program, instruction: Instruction) -> bool:
@@ -105,12 +122,7 @@ def _priced(
 ) -> Collective:
     group = first_group(instruction, program.partitions)
     size = max(1, len(group))
-    made = instruction.arrays
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # What goes in, what comes out, flags.
-        given = len(instruction.operands)
-        made = made[given : 2 * given]
-    number = sum(array.bytes for array in made)
-    whole = number * size if instruction.opcode == "reduce-scatter" else number
+    whole = whole_bytes(instruction, kind, size)
     share = (size - 1) / size
     bandwidth = group_bandwidth(size, chip, shape)
     if kind == "all-reduce":

@@ -18,6 +18,7 @@ from configs.convert import fills_in, source_length, translates
 from configs.schema import Config, ConfigError
 from launch.plans.buffers import Buffer, largest
 from launch.plans.chips import CHIPS
+from launch.plans.gpus import Hosts
 from launch.plans.topology import Topology
 from model import build
 from model.generate.cache import empty_cache
@@ -37,6 +38,7 @@ FUSED = {
     "xla_tpu_overlap_compute_collective_tc": "true",
 }
 OPTIONS = {chip: ASYNCHRONOUS for chip in CHIPS} | {"v5e": ASYNCHRONOUS | FUSED}
+UNTUNED = {"xla_gpu_autotune_level": "0"}  # Trying out kernels takes a GPU.
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Memory:
     temporary: int = 0  # Activations, gradients, gathered parameters: what the step needs while it runs.
     code: int = 0
     peak: int = 0
+    allocated: int = 0  # All of it at once: a GPU keeps room for every argument, result and temporary array.
     cache: int = 0  # Keys and values of decoding.
     host: int = 0  # In the host's memory, if anything is offloaded.
 
@@ -158,6 +161,10 @@ def compile_program(lowered: Any, inputs: Memory, options: dict[str, str]) -> Co
         temporary=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
         peak=stats.peak_memory_in_bytes,
+        allocated=stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes,
         host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
     )
     return Compiled(compiled.as_text(), memory, buffers, seconds)
@@ -169,7 +176,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def _understood(message: str, inputs: Memory, buffers: list[Buffer]) -> Exception:
     """The compiler's complaint as ours."""
     if option := re.search(r"No such compile option: '([^']*)'", message):
-        return ConfigError(f"--options: this libtpu has no option {option[1]}.")
+        return ConfigError(f"--options: this compiler has no option {option[1]}.")
     size = r"\(?([\d.]+)([KMGT]?)\)?"
     full = re.search(rf"Used {size} of {size}|{size} exceeds available HBM {size}", message)
     if "RESOURCE_EXHAUSTED" not in message or not full:
@@ -178,6 +185,6 @@ def _understood(message: str, inputs: Memory, buffers: list[Buffer]) -> Exceptio
     return OutOfMemory(float(needed) * UNITS[needed_unit], float(limit) * UNITS[limit_unit], buffers, inputs)
 
 
-def options_for(topology: Topology, more: dict[str, str]) -> dict[str, str]:
+def options_for(topology: Topology | Hosts, more: dict[str, str]) -> dict[str, str]:
     """The compiler's options for a kind of chip, and those asked for besides."""
-    return {**OPTIONS[topology.chip.name], **more}
+    return {**(UNTUNED if isinstance(topology, Hosts) else OPTIONS[topology.chip.name]), **more}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,32 @@ import numpy as np
 
 from configs.schema import Config, ConfigError
 from launch.plans.buffers import Buffer
-from launch.plans.chips import Chip
 from launch.plans.collectives import Collective
 from launch.plans.compiling import Memory, OutOfMemory, compile_program, decode_program, options_for, train_program
+from launch.plans.gpus import Hosts
 from launch.plans.hlo import read
 from launch.plans.pricing import Price, price
+from launch.plans.roofline import exchanges, roofline
 from launch.plans.topology import Topology, devices_of
 from model.generate.decode import CHUNK
 from model.sharding import make_mesh
 from train.metrics import train_flops_per_token
 
 NOTE = "Compiled on this machine; nothing was run on a TPU. Times are estimates, and only differences above 10% count."
+GPU_NOTE = (
+    "Compiled on this machine, untuned; nothing was run on a GPU. No time is predicted: the bound is what no program "
+    "can be faster than."
+)
 
 
 def make_plan(
-    config: Config, topology: Topology, step: str = "train", options: dict[str, str] | None = None, tokens: float = 0.0
+    config: Config,
+    topology: Topology | Hosts,
+    step: str = "train",
+    options: dict[str, str] | None = None,
+    tokens: float = 0.0,
 ) -> dict[str, Any]:
-    """Compile a step for a topology and say what it takes.
+    """Compile a step for a topology and say what it takes; on GPUs the time is only the least that it can be.
 
     Raises:
       ConfigError: the mesh does not fit the devices or the network, or the compiler refuses the program.
@@ -47,13 +57,8 @@ def make_plan(
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "batch_size": config.train.batch_size,
         "length": config.data.length,
-        "note": NOTE,
-        "compiler": {
-            "libtpu": importlib.metadata.version("libtpu"),
-            "jax": importlib.metadata.version("jax"),
-            "options": options,
-            "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
-        },
+        "note": GPU_NOTE if isinstance(topology, Hosts) else NOTE,
+        "compiler": compiler_of(topology, options),
     }
     try:
         compiled = compile_program(lowered, inputs, options)
@@ -61,11 +66,27 @@ def make_plan(
         plan |= {"fits": False, "memory": memory_of(full.parts, full.needed, full.limit)}
         return plan | {"largest": buffers_of(full.buffers)}
     plan["compiler"]["seconds"] = round(compiled.seconds, 1)
-    plan |= {"fits": True, "memory": memory_of(compiled.memory, compiled.memory.peak, topology.chip.hbm)}
+    on_gpus = isinstance(topology, Hosts)
+    peak = compiled.memory.allocated if on_gpus else compiled.memory.peak
+    fits = not on_gpus or peak <= topology.chip.hbm  # For a GPU, XLA compiles also what cannot be run.
+    plan |= {"fits": fits, "memory": memory_of(compiled.memory, peak, topology.chip.hbm)}
     plan["largest"] = buffers_of(compiled.buffers)
-    found = price(read(compiled.text), topology.chip, topology.shape)
-    work = train_work(config, found) if step == "train" else decode_work(config, compiled.memory, topology.chip, found)
-    plan |= {"time": time_of(topology, found, work), "collectives": collectives_of(found, mesh)}
+    program = read(compiled.text)
+    if on_gpus:
+        work = train_work(
+            config, 2 * (compiled.memory.parameters + compiled.memory.optimizer) / topology.chip.bandwidth
+        )
+        if step == "decode":
+            work = decode_work(config, compiled.memory, topology.chip.bandwidth, 0.0)
+        sent = exchanges(program, topology)
+        seconds = sum(one.count * one.seconds for one in sent) / work.steps
+        plan |= {"time": roofline(topology, work.flops, work.null, seconds), "collectives": collectives_of(sent, mesh)}
+    else:
+        found = price(program, topology.chip, topology.shape)
+        work = train_work(config, found.null)
+        if step == "decode":
+            work = decode_work(config, compiled.memory, topology.chip.bandwidth, found.null)
+        plan |= {"time": time_of(topology, found, work), "collectives": collectives_of(found.collectives, mesh)}
     per_second = work.tokens / plan["time"]["seconds"]
     plan["run"] = {"tokens_per_second": per_second}
     if tokens:
@@ -74,12 +95,22 @@ def make_plan(
     return plan
 
 
-def price_file(path: Path, topology: Topology) -> dict[str, Any]:
+def compiler_of(topology: Topology | Hosts, options: dict[str, str]) -> dict[str, Any]:
+    """Which compiler it was, with what options."""
+    package = "jax-cuda12-pjrt" if isinstance(topology, Hosts) else "libtpu"
+    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in (package, "jax")}
+    found |= {"options": options}
+    return found | ({} if isinstance(topology, Hosts) else {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")})
+
+
+def price_file(path: Path, topology: Topology | Hosts) -> dict[str, Any]:
     """The time of a program that somebody else has compiled, from its text (`*after_optimizations.txt` of a dump).
 
     Raises:
-      ConfigError: the file is no such text.
+      ConfigError: the file is no such text, or the topology is not one of TPUs.
     """
+    if isinstance(topology, Hosts):
+        raise ConfigError(f"--hlo={path}: only programs for TPUs are priced, not for --topology={topology.name}.")
     try:
         program = read(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -91,7 +122,7 @@ def price_file(path: Path, topology: Topology) -> dict[str, Any]:
         "topology": topology.name,
         "time": time | {"null": found.null, "kernels": found.kernels, "memory": found.memory,
                         "matmul_flops": found.matmul_flops, "kernel_flops": found.kernel_flops},
-        "collectives": collectives_of(found, None),
+        "collectives": collectives_of(found.collectives, None),
         "note": NOTE,
     }  # fmt: skip
 
@@ -103,20 +134,20 @@ class Work:
     steps: int  # In the program.
     tokens: int  # Of each step, over all devices.
     flops: float  # Model FLOPs of each step, over all devices.
-    null: float  # Seconds of each step by the simplest model.
+    null: float  # Seconds of each step by the simplest model; on a GPU, to move once what is kept.
 
 
-def train_work(config: Config, found: Price) -> Work:
-    """One step over the whole batch; its null model is matrix multiplications at 72% of the peak."""
+def train_work(config: Config, null: float) -> Work:
+    """One step over the whole batch."""
     tokens = config.train.batch_size * config.data.length
-    return Work(1, tokens, train_flops_per_token(config) * tokens, found.null)
+    return Work(1, tokens, train_flops_per_token(config) * tokens, null)
 
 
-def decode_work(config: Config, memory: Memory, chip: Chip, found: Price) -> Work:
+def decode_work(config: Config, memory: Memory, bandwidth: float, program_null: float) -> Work:
     """CHUNK steps of one token in each text; the null model reads parameters and cache once per token."""
     flops = train_flops_per_token(config) / 3 * config.train.batch_size
-    null = (memory.parameters + memory.cache) / chip.bandwidth
-    return Work(CHUNK, config.train.batch_size, flops, max(null, found.null / CHUNK))
+    null = (memory.parameters + memory.cache) / bandwidth
+    return Work(CHUNK, config.train.batch_size, flops, max(null, program_null / CHUNK))
 
 
 def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
@@ -159,10 +190,10 @@ def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
     }  # fmt: skip
 
 
-def collectives_of(found: Price, mesh: Any) -> list[dict[str, Any]]:
+def collectives_of(found: Iterable[Collective], mesh: Any) -> list[dict[str, Any]]:
     """Communication by kind and mesh axes (without a mesh: by the number of devices)."""
     groups: dict[tuple[str, str, bool], list[Collective]] = defaultdict(list)
-    for collective in found.collectives:
+    for collective in found:
         axes = "+".join(axes_of(collective.group, mesh)) or "-" if mesh else f"{len(collective.group)} devices"
         groups[collective.kind, axes, collective.exposed == 0].append(collective)
     rows = [

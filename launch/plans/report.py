@@ -12,6 +12,7 @@ def as_text(plan: dict[str, Any]) -> str:
         return "\n".join([*lines, *_collectives(plan["collectives"]), "", plan["note"]])
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
     slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
+    bound = "libtpu" not in plan["compiler"]
     lines = [
         f"{plan['config']}, {plan['step']} step on {plan['topology']}{slices}: {plan['chips']} chips, mesh {mesh}, "
         f"batch {plan['batch_size']} x {plan['length']}",
@@ -19,15 +20,19 @@ def as_text(plan: dict[str, Any]) -> str:
         *_memory(plan),
     ]
     if plan["fits"]:
-        lines += ["", *_time(plan["time"], plan["step"]), "", *_collectives(plan["collectives"])]
+        time = _bound(plan["time"]) if bound else _time(plan["time"], plan["step"])
+        lines += ["", *time, "", *_collectives(plan["collectives"], bound)]
     if run := plan.get("run"):
-        lines += ["", f"{run['tokens_per_second']:,.0f} tokens/s"]
+        lines += ["", f"{'at most ' if bound else ''}{run['tokens_per_second']:,.0f} tokens/s"]
         if "tokens" in run:
             took = f"{run['days']:,.1f} days, {run['chip_hours']:,.0f} chip-hours"
-            lines[-1] += f"; {run['tokens']:.3g} tokens take {took}"
+            lines[-1] += f"; {run['tokens']:.3g} tokens take {'at least ' if bound else ''}{took}"
     compiler = plan["compiler"]
     options = " ".join(f"{name}={value}" for name, value in compiler["options"].items())
-    return "\n".join([*lines, "", plan["note"], f"libtpu {compiler['libtpu']}, jax {compiler['jax']}; {options}"])
+    versions = ", ".join(
+        f"{name} {compiler[name]}" for name in ("libtpu", "jax-cuda12-pjrt", "jax") if name in compiler
+    )
+    return "\n".join([*lines, "", plan["note"], f"{versions}; {options}"])
 
 
 def _gib(number: float) -> str:
@@ -78,7 +83,27 @@ def _time(time: dict[str, float], step: str) -> list[str]:
     ]
 
 
-def _collectives(rows: list[dict[str, Any]]) -> list[str]:
+def _bound(time: dict[str, float]) -> list[str]:
+    parts = [
+        ("matrix multiplications, at the peak", time["compute"]),
+        ("state in memory, moved once", time["memory"]),
+        ("communication, at the links' speed", time["communication"]),
+    ]
+    return [
+        f"time per step: at least {_seconds(time['seconds']).strip()}, the longest of (MFU at most {time['mfu']:.1%})",
+        *(f"  {name:<36}{_seconds(seconds)}" for name, seconds in parts),
+    ]
+
+
+def _collectives(rows: list[dict[str, Any]], bound: bool = False) -> list[str]:
+    if bound:
+        lines = ["communication       axes              count         GB      at least"]
+        for row in rows:
+            lines.append(
+                f"  {row['kind']:<18}{row['axes']:<14}{row['count']:>9}{row['bytes'] / 1e9:>11.3f}"
+                f"  {_seconds(row['seconds'])}"
+            )
+        return lines if rows else ["communication: none"]
     lines = ["communication       axes              count         GB         taken       exposed"]
     for row in rows:
         lines.append(

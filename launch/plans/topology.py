@@ -1,4 +1,4 @@
-"""Names of TPU slices, `v5e:16x16` or as they are sold, `v5e-256`, and the devices that they stand for."""
+"""Names of TPU slices, `v5e:16x16` or as they are sold, `v5e-256`, and their devices; of GPUs see gpus.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from configs.schema import ConfigError
 from launch.plans.chips import CHIPS, Chip
+from launch.plans.gpus import GPUS, Hosts, devices_of_hosts, parse_hosts
 
 # libtpu otherwise asks the cloud's metadata server what machine this is, and lets in one process only.
 ENVIRONMENT = {
@@ -74,21 +75,25 @@ def shape_of(chip: Chip, chips: int) -> tuple[int, ...] | None:
     return tuple(2**share for share in shares)
 
 
-def parse(name: str, slices: int = 1) -> Topology:
+def parse(name: str, slices: int = 1) -> Topology | Hosts:
     """The topology of a name.
 
     A shape in chips, `v5e:4x8` or `v5p:4x4x8`, or a name as it is sold: `v5e-32` and `v6e-32` count chips, `v4-128`,
-    `v5p-128` and `tpu7x-128` TensorCores, of which a chip has two.
+    `v5p-128` and `tpu7x-128` TensorCores, of which a chip has two. GPUs are `h100:8`, or `h100:4x8` on four hosts.
 
     Raises:
       ConfigError: there is no such slice; the message names the nearest that there are.
     """
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip().lower())
     kind = ALIASES.get(match[1], match[1]) if match else re.split("[:-]", name.lower())[0]
+    if kind in GPUS:
+        return parse_hosts(name, slices)
     if kind not in CHIPS:
-        near = difflib.get_close_matches(kind, [*CHIPS, *ALIASES], n=1)
+        near = difflib.get_close_matches(kind, [*CHIPS, *GPUS, *ALIASES], n=1)
         guess = f" Did you mean {ALIASES.get(near[0], near[0])}?" if near else ""
-        raise ConfigError(f"--topology={name}: the kinds of TPU are {', '.join(CHIPS)}.{guess}")
+        raise ConfigError(
+            f"--topology={name}: the kinds of TPU are {', '.join(CHIPS)}, of GPU {', '.join(GPUS)}.{guess}"
+        )
     chip = CHIPS[kind]
     if slices < 1:
         raise ConfigError(f"--slices={slices}: there is at least one.")
@@ -126,12 +131,14 @@ def _nearest(chip: Chip, chips: float) -> str:
     return f"The nearest {'is' if len(names) == 1 else 'are'} {' and '.join(names)}.{more}"
 
 
-def devices_of(topology: Topology) -> list[Any]:
+def devices_of(topology: Topology | Hosts) -> list[Any]:
     """Devices that are not here, to make a mesh of; nothing can be put on them.
 
     Raises:
-      ConfigError: libtpu is not installed, or knows no such slice.
+      ConfigError: the compiler (libtpu, the plugin for CUDA) is not installed, or knows no such slice.
     """
+    if isinstance(topology, Hosts):
+        return devices_of_hosts(topology)
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     try:
         import libtpu  # noqa: F401
