@@ -7,6 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from launch.plans.chips import Chip
 from launch.plans.hlo import Instruction, Program
 
@@ -161,19 +163,32 @@ def group_bandwidth(size: int, chip: Chip, shape: tuple[int, ...]) -> float:
     return links * chip.link
 
 
+_MESH = re.compile(
+    r"replica_groups=mesh\[(?P<axes>[^\]]*)\]"
+    r"(?:, device_ids=\((?:\[(?P<lengths>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?|(?P<ids>[\d,]+))\))?"
+    r"\s*\{(?P<used>[^}]*)\}"
+)
+
+
 def first_group(instruction: Instruction, partitions: int) -> tuple[int, ...]:
     """The devices of the first group, in each of the ways in which HLO writes groups."""
     text = instruction.attribute("replica_groups") or instruction.attribute("source_target_pairs")
-    if text.startswith("mesh["):
-        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", text.split("]")[0])]
-        used = set(re.findall(r"'([^']+)'", text.split("]", 1)[1]))
+    if match := _MESH.search(instruction.attributes):
+        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", match["axes"])]
+        used = set(re.findall(r"'([^']+)'", match["used"]))
         group = [0]
         stride = math.prod(size for _, size in axes)
         for name, size in axes:
             stride //= size
             if name in used:
                 group = [start + stride * index for start in group for index in range(size)]
-        return tuple(group)
+        ids = np.arange(math.prod(size for _, size in axes))
+        if match["lengths"]:  # The devices of that mesh stand in the order of a transposed array.
+            order = [int(n) for n in match["order"].split(",")] if match["order"] else None
+            ids = ids.reshape([int(n) for n in match["lengths"].split(",")]).transpose(order).ravel()
+        elif match["ids"]:
+            ids = np.array([int(n) for n in match["ids"].split(",")])
+        return tuple(ids[group].tolist())
     if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         groups, *lengths = (int(n) for n in match[1].split(","))
         size = math.prod(lengths) if lengths else groups

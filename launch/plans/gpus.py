@@ -130,12 +130,12 @@ def devices_of_hosts(hosts: Hosts) -> list[Any]:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise ConfigError(
-            f"--topology={hosts.name}: compiling for a GPU needs JAX's plugin for CUDA (no GPU): install the extra, "
-            "`uv sync --extra gpu`."
+            f"--topology={hosts.name}: compiling for a GPU needs JAX's plugin for CUDA, though no GPU: install the "
+            "extra, `uv sync --extra gpu`."
         )
     from jax.experimental import topologies
 
-    shape = f"{hosts.hosts}x1x{hosts.each}"  # JAX takes each host for a slice, as it does where there are some.
+    shape = f"{hosts.hosts}x1x{hosts.each}"  # Partitions, which share NVLink; hosts in each; GPUs on each.
     described = topologies.get_topology_desc(
         topology_name=hosts.name, platform="cuda", target_config=target(hosts.chip), topology=shape
     )
