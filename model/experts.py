@@ -23,7 +23,7 @@ from configs.convert import feed_forward_width
 from configs.schema import Config
 from model.layers import ACTIVATIONS, residual_gain
 from model.lens.places import tap
-from model.sharding import RULES, parameter_axes, partition, ways
+from model.sharding import RULES, parameter_axes, partition, platform, ways
 
 LOSSES = "losses"  # The collection of what layers add to the objective.
 
@@ -234,7 +234,7 @@ def block_size(choices: int, experts: int) -> int:
     On a CPU `ragged_dot` multiplies every token by every expert; blocks of tokens with one expert each are 4 times as
     fast (8 experts of 192 x 512, 4096 tokens). They should be neither small nor, for few tokens, mostly empty.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return 1
     return min(256, max(8, 1 << (choices // (2 * experts)).bit_length()))
 

@@ -127,6 +127,14 @@ def test_a_decode_step_is_planned_on_another_chip():
     assert plan["time"]["seconds"] >= plan["time"]["null"] > 0
 
 
+def test_experts_are_planned_as_the_chip_computes_them():
+    from model.experts import block_size
+
+    with jax.set_mesh(make_mesh(schema.Mesh(), devices_of(parse("v5e:2x2")))):
+        assert block_size(4096, 8) == 1  # Blocks of one expert each are for CPUs, such as the one that plans.
+    assert block_size(4096, 8) == 256
+
+
 def test_bundles_of_a_kernel_are_counted_by_what_leaves_them_out():
     bundle = "  0x1   : > { %1 = vadd }"
     branch = "  0x2   : > { %2 = sbr.rel (%p1) target = $region9 }"
