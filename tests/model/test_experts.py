@@ -144,9 +144,9 @@ def test_an_even_router_has_the_least_balance_loss():
 @pytest.mark.parametrize(
     ("settings", "sizes"),
     [
-        ({}, (2, 1, 4, 1, 1)),
-        ({"biases": True}, (1, 2, 2, 1, 2)),
-        ({"expert_capacity": 0.5, "biases": True}, (1, 2, 2, 1, 2)),
+        ({}, {"data": 2, "expert": 4}),
+        ({"biases": True}, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}),
+        ({"expert_capacity": 0.5, "biases": True}, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}),
     ],
 )
 def test_experts_spread_over_eight_devices_compute_what_one_computes_and_so_do_their_gradients(settings, sizes):
@@ -158,7 +158,7 @@ def test_experts_spread_over_eight_devices_compute_what_one_computes_and_so_do_t
 
     run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
     expected = jax.jit(run)(params, x_BTD)
-    on = sharding.make_mesh(schema.Mesh(**dict(zip(sharding.AXES, sizes, strict=True))))
+    on = sharding.make_mesh(schema.Mesh(**sizes))
     with jax.set_mesh(on):
         found = jax.jit(run)(params, jax.device_put(x_BTD, sharding.batch_sharding(on)))
 
@@ -173,7 +173,7 @@ def test_each_device_holds_its_own_experts_and_no_tokens_of_others_are_gathered_
     on = sharding.make_mesh(schema.Mesh(data=2, expert=4))
     shardings = sharding.param_shardings(module, on)
     kernel = shardings["layers"]["feed_forward"]["experts"]["up"]["kernel"]
-    assert kernel.spec == PartitionSpec(None, ("expert",), ("fsdp",), ("tensor",))
+    assert kernel.spec == PartitionSpec(("stage",), ("expert",), ("fsdp",), ("tensor",))
     params = jax.device_put(random_params(module), shardings)
     with jax.set_mesh(on):
         training = jax.jit(partial(module.apply, mutable=[LOSSES]))
