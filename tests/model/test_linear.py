@@ -220,13 +220,15 @@ def test_weights_of_delta_attention_are_recorded():
     assert np.abs(weights_LBNTS[..., -1, :]).min() > 0
 
 
-@pytest.mark.parametrize(("settings", "sizes"), [(KINDS[0], (4, 1, 1, 1, 2)), (KINDS[2], (2, 2, 1, 1, 2))])
+@pytest.mark.parametrize(
+    ("settings", "sizes"), [(KINDS[0], {"data": 4, "tensor": 2}), (KINDS[2], {"data": 2, "fsdp": 2, "tensor": 2})]
+)
 def test_eight_devices_compute_what_one_computes(settings, sizes):
     module = build(tiny(**settings, num_layers=1))
     params, tokens_BT = random_params(module), random_tokens(8, 7)
     loss = lambda params, tokens_BT: jnp.mean(jnp.sin(module.apply({"params": params}, tokens_BT)))  # noqa: E731
     expected = jax.jit(jax.grad(loss))(params, tokens_BT)
-    on = sharding.make_mesh(schema.Mesh(**dict(zip(sharding.AXES, sizes, strict=True))))
+    on = sharding.make_mesh(schema.Mesh(**sizes))
     with jax.set_mesh(on):
         placed = jax.device_put(params, sharding.param_shardings(module, on))
         found = jax.jit(jax.grad(loss))(placed, jax.device_put(tokens_BT, sharding.batch_sharding(on)))
