@@ -25,7 +25,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "decoder": {"model.window": 6, "model.window_pattern": "LG"},
     "encoder_decoder": {"model.network": "encoder_decoder", "data.languages": "en-de"},
     "lstm": {"model.network": "lstm"},
-    "experts": {"model.num_experts": 4},
+    # Each token goes to all: rounding decides between two that are as good, and one such choice in 20 steps shows.
+    # That a choice of two is the same on eight devices is tested for one step in tests/model/test_experts.py.
+    "experts": {"model.num_experts": 4, "model.experts_per_token": 4},
 }
 BASE = {
     "model.num_layers": 4, "model.encoder_layers": 4, "model.width": 16, "model.num_heads": 4, "model.num_kv_heads": 4,
