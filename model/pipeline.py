@@ -27,7 +27,7 @@ from configs.schema import Config
 from model.attention import Places
 from model.experts import LOSSES
 from model.lens.places import recording
-from model.sharding import RULES, constrain, parameter_axes, partition, ways
+from model.sharding import RULES, constrain, interleaved, parameter_axes, partition, ways
 
 (STAGE,) = RULES["layers"]
 
@@ -134,10 +134,9 @@ class Pipeline(nn.Module):
 
 
 def _parts(x_B: jax.Array, M: int) -> jax.Array:
-    """[B,...] as [M,b,...], on all stages: part m is the rows m, m + M, ..., so that devices have rows in all parts."""
-    x_Mb = x_B.reshape(-1, M, *x_B.shape[1:]).swapaxes(0, 1)
+    """[B,...] as [M,b,...], on all stages."""
     others = [PartitionSpec.UNCONSTRAINED] * (x_B.ndim - 1)
-    return jax.lax.with_sharding_constraint(x_Mb, PartitionSpec(None, *partition("batch"), *others))
+    return jax.lax.with_sharding_constraint(interleaved(x_B, M), PartitionSpec(None, *partition("batch"), *others))
 
 
 def _spread(x: jax.Array, rows: int) -> jax.Array:

@@ -5,6 +5,7 @@ JAX replicates silently where a name is unknown; here that is an error.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
       ConfigError: more than one -1, a zero, a product that is not the number of devices, or slices that do not divide
         `data`.
     """
-    devices = list(devices) if devices is not None else jax.devices()
+    devices = sorted(devices if devices is not None else jax.devices(), key=_slice)
     sizes = [getattr(config, axis) for axis in AXES]
     asked = ", ".join(f"--mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or 0 in sizes:
@@ -139,10 +140,8 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
             f"{' or '.join(map(str, nearest))}, and set that one to -1."
         )
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    of_slice: dict[int, list[Any]] = {}
-    for device in sorted(devices, key=_slice):
-        of_slice.setdefault(_slice(device), []).append(device)
-    outer = len(of_slice)
+    slices = [list(part) for _, part in itertools.groupby(devices, _slice)]
+    outer, axis_types = len(slices), (AxisType.Auto,) * len(AXES)
     if sizes[0] % outer:
         if devices[0].platform == "tpu":
             raise ConfigError(
@@ -150,11 +149,11 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
                 f"it a multiple of {outer}, so that the other axes stay within a slice."
             )
         # Hosts of GPUs count as slices, but may share anything.
-        return Mesh(np.array(sorted(devices, key=_slice)).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=axis_types)
     inner = (sizes[0] // outer, *sizes[1:])
     # JAX lays each mesh on the links of its slice.
-    parts = [jax.make_mesh(inner, AXES, devices=part).devices for part in of_slice.values()]
-    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    parts = [jax.make_mesh(inner, AXES, devices=part).devices for part in slices]
+    return Mesh(np.concatenate(parts), AXES, axis_types=axis_types)
 
 
 def _slice(device: Any) -> int:
@@ -299,6 +298,11 @@ def constrain_parameters(params: Any, whole: bool = False) -> Any:
 
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     return unflatten_dict({path: lie(path, x) for path, x in flat.items()}, sep="/")
+
+
+def interleaved(x_B: jax.Array, parts: int) -> jax.Array:
+    """[B,...] as [M,B/M,...]: part m is the rows m, m + M, m + 2M, ..., so that devices have rows in all parts."""
+    return x_B.reshape(-1, parts, *x_B.shape[1:]).swapaxes(0, 1)
 
 
 def _fitting(

@@ -157,7 +157,7 @@ def _chunks(config: Config, rows: int, length: int) -> int:
     """Into how many parts a text is split so that a device holds at most LOGITS logits at once (or one token's)."""
     logits = rows * length * config.tokenizer.vocab_size // ways("rows", "length", "vocabulary")
     fewest = min(length, -(-logits // LOGITS))
-    return next(chunks for chunks in range(fewest, length + 1) if length % chunks == 0)
+    return _divisor(length, fewest)
 
 
 def _groups(config: Config, rows: int, length: int, chunks: int) -> int:
@@ -169,7 +169,12 @@ def _groups(config: Config, rows: int, length: int, chunks: int) -> int:
     if ways("embed") == 1:
         return chunks
     fewest = min(chunks, -(-rows * length // ways("rows", "length") // config.model.width))
-    return next(groups for groups in range(fewest, chunks + 1) if chunks % groups == 0)
+    return _divisor(chunks, fewest)
+
+
+def _divisor(number: int, least: int) -> int:
+    """The smallest divisor of a number that is at least `least`."""
+    return next(divisor for divisor in range(least, number + 1) if number % divisor == 0)
 
 
 def _split(x_BT: jax.Array, chunks: int) -> jax.Array:

@@ -61,8 +61,7 @@ def open_run(config: Config, folder: Path) -> Run:
 
 def _begin_run(config: Config, folder: Path, corpus: Corpus) -> Run:
     from train.checkpoint import described, finished_steps
-    from train.data.sections import check_unchanged
-    from train.data.tokenizer import Tokenizer, make_tokenizer
+    from train.data.tokenizer import make_tokenizer
 
     if not finished_steps(folder):  # Whatever a start that failed has left here is no run to go on with.
         asked = config
@@ -85,17 +84,13 @@ def _begin_run(config: Config, folder: Path, corpus: Corpus) -> Run:
                 f"The run in {folder} has another config; give it this one, or choose another folder with --run:\n  "
                 + "\n  ".join(changed)
             )
-        check_unchanged(corpus, origin["corpus"])
-        tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8"), str(folder / "tokenizer.json"))
+        tokenizer = _saved_tokenizer(folder, corpus)
     write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=2))
     return Run(config, folder, corpus, tokenizer)
 
 
 def _join_run(config: Config, folder: Path, corpus: Corpus) -> Run:
     """The run that process 0 has just opened."""
-    from train.data.sections import check_unchanged
-    from train.data.tokenizer import Tokenizer
-
     names = ("config.json", "data.json", "tokenizer.json")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -110,9 +105,17 @@ def _join_run(config: Config, folder: Path, corpus: Corpus) -> Run:
             f"Process {jax.process_index()} was started with other settings than process 0; give all the same:\n  "
             + "\n  ".join(changed)
         )
+    return Run(saved, folder, corpus, _saved_tokenizer(folder, corpus))
+
+
+def _saved_tokenizer(folder: Path, corpus: Corpus) -> Tokenizer:
+    """That of the run, whose text has to be that of `corpus` still."""
+    from train.data.sections import check_unchanged
+    from train.data.tokenizer import Tokenizer
+
     check_unchanged(corpus, _read_json(folder / "data.json")["corpus"])
     path = folder / "tokenizer.json"
-    return Run(saved, folder, corpus, Tokenizer.from_json(path.read_text("utf-8"), str(path)))
+    return Tokenizer.from_json(path.read_text("utf-8"), str(path))
 
 
 def save_run(folder: Path, restored: Restored) -> None:

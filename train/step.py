@@ -17,7 +17,7 @@ from configs.schema import Config
 from model import Source
 from model.experts import LOSSES
 from model.lora import is_trained
-from model.sharding import init_params, param_shardings, ways
+from model.sharding import init_params, interleaved, param_shardings, ways
 from train.loss import Loss, output_loss
 from train.optimizer import schedule
 
@@ -211,8 +211,7 @@ def _accumulate(gradient_of: Callable[[Batch], Any], batch: Batch, parts: int) -
         (_, sums), grads = gradient_of(batch)
         return grads, sums
 
-    # Part m takes the rows m, m + M, m + 2M, ...: rows that lie on one device stay there.
-    split = {name: x.reshape((-1, parts, *x.shape[1:])).swapaxes(0, 1) for name, x in batch.items()}
+    split = {name: interleaved(x, parts) for name, x in batch.items()}
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         (_, sums), grads = gradient_of(part)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model.kernels.dense import softmax
+from model.kernels.dense import weights_of
 
 CHUNKS = 4  # More would save little, and each is compiled for itself.
 
@@ -47,12 +47,8 @@ def chunked(
         scores_BKGts = jnp.einsum(
             "BKGTH,BKSH->BKGTS", query_BKGTH[:, :, :, rows], key_BKTH[:, :, seen], preferred_element_type=jnp.float32
         )
-        scores_BNts = scores_BKGts.reshape(B, N, *scores_BKGts.shape[3:])
-        if softcap:
-            scores_BNts = softcap * jnp.tanh(scores_BNts / softcap)
-        if bias_BNTT is not None:
-            scores_BNts = scores_BNts + bias_BNTT[:, :, rows, seen]
-        weights_BNts = softmax(scores_BNts, mask_BTT[:, None, rows, seen], sinks_N)
+        bias_BNts = None if bias_BNTT is None else bias_BNTT[:, :, rows, seen]
+        weights_BNts, _ = weights_of(scores_BKGts, mask_BTT[:, rows, seen], bias_BNts, softcap, sinks_N)
         weights_BKGts = weights_BNts.reshape(scores_BKGts.shape).astype(value_BTKH.dtype)
         outputs.append(jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGts, value_BKTH[:, :, seen]))
     read_BKGTH = jnp.concatenate(outputs, axis=3)

@@ -34,18 +34,30 @@ def dense(
       scores [B,N,T,S] float32 as they enter the softmax, before the mask.
     """
     B, T, N, H = query_BTNH.shape
-    K, S = key_BSKH.shape[2], key_BSKH.shape[1]
+    K = key_BSKH.shape[2]
     query_BTKGH = (query_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32)
-    scores_BNTS = scores_BKGTS.reshape(B, N, T, S)
+    weights_BNTS, scores_BNTS = weights_of(scores_BKGTS, mask_BTS, bias_BNTS, softcap, sinks_N)
+    weights_BKGTS = weights_BNTS.reshape(scores_BKGTS.shape).astype(value_BSKH.dtype)
+    output_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)
+    return output_BTKGH.reshape(B, T, N, value_BSKH.shape[-1]), weights_BNTS, scores_BNTS
+
+
+def weights_of(
+    scores_BKGTS: jax.Array,
+    mask_BTS: jax.Array,
+    bias_BNTS: jax.Array | None,
+    softcap: float,
+    sinks_N: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The weights and the scores that `dense` returns, from scale QK^T; the arguments are those of `dense`."""
+    B, K, G, T, S = scores_BKGTS.shape
+    scores_BNTS = scores_BKGTS.reshape(B, K * G, T, S)
     if softcap:
         scores_BNTS = softcap * jnp.tanh(scores_BNTS / softcap)
     if bias_BNTS is not None:
         scores_BNTS = scores_BNTS + bias_BNTS
-    weights_BNTS = softmax(scores_BNTS, mask_BTS[:, None], sinks_N)
-    weights_BKGTS = weights_BNTS.reshape(B, K, N // K, T, S).astype(value_BSKH.dtype)
-    output_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)
-    return output_BTKGH.reshape(B, T, N, value_BSKH.shape[-1]), weights_BNTS, scores_BNTS
+    return softmax(scores_BNTS, mask_BTS[:, None], sinks_N), scores_BNTS
 
 
 def softmax(scores_BNTS: jax.Array, mask_B1TS: jax.Array, sinks_N: jax.Array | None = None) -> jax.Array:
