@@ -11,7 +11,6 @@ memory is what the compiler says, times are estimates, on GPUs only bounds. How 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,7 @@ from absl import flags
 from configs import flags as config_flags
 from configs.schema import ConfigError
 from launch import start
-from launch.plans import gpus
-from launch.plans.topology import ENVIRONMENT, parse
+from launch.plans.topology import parse, prepare
 
 FLAGS = flags.FLAGS
 
@@ -56,8 +54,7 @@ def run() -> None:
     options = dict(option.partition("=")[::2] for option in FLAGS.options)
     if any(not name or not value for name, value in options.items()):
         raise ConfigError(f"--options={','.join(FLAGS.options)}: write name=value,name=value.")
-    wanted = gpus.ENVIRONMENT if isinstance(topology, gpus.Hosts) else ENVIRONMENT
-    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    prepare(topology)
     from launch.plans.planning import make_plan, price_file
     from launch.plans.report import as_text
 

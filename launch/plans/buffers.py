@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launch.plans.hlo import Program, read
+from launch.plans.hlo import Array, Program, read
 
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_LINE = re.compile(r"^\s*[\d.]+\w+\(\s*\d+%\);\s*([\d.]+)([KMGT]?i?B);\s*\d+;\s*\d+; (.*)$")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LINE = re.compile(r"^\s*[\d.]+\w+\(\s*\d+%\);\s*([\d.]+)([KMGT]?)i?B;\s*\d+;\s*\d+; (.*)$")
 Buffer = tuple[float, str]  # Bytes, and what lies there.
 
 
@@ -33,28 +33,17 @@ def largest(folder: Path, count: int = 8) -> list[Buffer]:
 
 def _told(shapes: str, program: Program | None) -> str:
     """The largest array among those that lie in a place one after the other, and the operation that makes it."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    sizes = [(_bits(dtype) * _product(lengths), dtype, lengths) for dtype, lengths in arrays]
-    _, dtype, lengths = max(sizes)
-    shape = f"{dtype}[{lengths}]"
+    arrays = [
+        Array(dtype, tuple(int(length) for length in lengths.split(",") if length), fast=False)
+        for dtype, lengths in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    ]
+    largest = max(arrays, key=lambda array: (array.bytes, array.dtype, array.lengths))
     sources = [
         instruction.source
         for computation in (program.computations.values() if program else ())
         for instruction in computation
         if instruction.source
-        and any(array.dtype == dtype and ",".join(map(str, array.lengths)) == lengths for array in instruction.arrays)
+        and any((array.dtype, array.lengths) == (largest.dtype, largest.lengths) for array in instruction.arrays)
     ]
     common = max(sources, key=sources.count) if sources else ""
-    return f"{shape} {common}".strip()
-
-
-def _bits(dtype: str) -> int:
-    digits = re.findall(r"\d+", dtype)
-    return int(digits[0]) if digits else 8
-
-
-def _product(lengths: str) -> int:
-    product = 1
-    for length in lengths.split(","):
-        product *= int(length or 1)
-    return product
+    return f"{largest.dtype}[{','.join(map(str, largest.lengths))}] {common}".strip()

@@ -6,7 +6,7 @@ every step it does some book-keeping, at the first and the last pair of a row it
 for a pair in which somebody sees somebody it multiplies. Stalls on memory are not in it.
 
 libtpu reads its flags once, when it is loaded; so the kernels are compiled in a process of their own:
-`python -m launch.plans.bundles v5e:2x2 128 512 512 512 0` prints what `cycles` returns, as JSON.
+`python -m launch.plans.bundles v5e:2x2 128 512 512 512` prints what `cycles` returns, as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Blocks:
     query: int
     key: int
     compute: int  # Of the keys of a block, so many at a time.
-    softcap: float = 0.0
 
 
 @functools.cache
@@ -152,9 +151,7 @@ def compile_kernels(topology: str, blocks: Blocks) -> None:
 
     def attention(query: Any, key: Any, value: Any, segments: Any, gradient: Any) -> Any:
         mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))])
-        kernel: Any = splash_attention_kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=blocks.softcap or None
-        )
+        kernel: Any = splash_attention_kernel.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
         output, back = jax.vjp(lambda *arrays: kernel(*arrays, SegmentIds(segments, segments)), query, key, value)
         return output, back(gradient)
 
@@ -168,5 +165,4 @@ if __name__ == "__main__":
     from launch.plans.topology import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    width, query, key, compute = map(int, sys.argv[2:6])
-    compile_kernels(sys.argv[1], Blocks(width, query, key, compute, softcap=float(sys.argv[6])))
+    compile_kernels(sys.argv[1], Blocks(*map(int, sys.argv[2:])))

@@ -182,27 +182,24 @@ def first_group(instruction: Instruction, partitions: int) -> tuple[int, ...]:
             stride //= size
             if name in used:
                 group = [start + stride * index for start in group for index in range(size)]
-        ids = np.arange(math.prod(size for _, size in axes))
-        if match["lengths"]:  # The devices of that mesh stand in the order of a transposed array.
-            order = [int(n) for n in match["order"].split(",")] if match["order"] else None
-            ids = ids.reshape([int(n) for n in match["lengths"].split(",")]).transpose(order).ravel()
-        elif match["ids"]:
-            ids = np.array([int(n) for n in match["ids"].split(",")])
-        return tuple(ids[group].tolist())
+        ids = _numbers(match["ids"] or "") or list(range(math.prod(size for _, size in axes)))
+        if match["lengths"]:
+            ids = _transposed(match["lengths"], match["order"])
+        return tuple(ids[place] for place in group)
     if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        groups, *lengths = (int(n) for n in match[1].split(","))
+        groups, *lengths = _numbers(match[1])
         size = math.prod(lengths) if lengths else groups
-        dims = [int(n) for n in match[2].split(",")]
-        order = [int(n) for n in match[3].split(",")] if match[3] else list(range(len(dims)))
-        strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
-        group = []
-        for index in range(size):
-            device = 0
-            for axis in reversed(order):
-                index, place = divmod(index, dims[axis])
-                device += place * strides[axis]
-            group.append(device)
-        return tuple(group)
+        return tuple(_transposed(match[2], match[3])[:size])
     if text.startswith("{{"):
-        return tuple(int(n) for n in re.findall(r"\d+", text[: text.find("}")]))
+        return tuple(_numbers(text[: text.find("}")]))
     return tuple(range(partitions))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _transposed(lengths: str, order: str | None) -> list[int]:
+    """The numbers from 0 in the order of an array of these lengths after its axes have been put in that order."""
+    whole = _numbers(lengths)
+    return np.arange(math.prod(whole)).reshape(whole).transpose(_numbers(order) if order else None).ravel().tolist()

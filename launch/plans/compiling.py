@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from configs.convert import fills_in, source_length, translates
 from configs.schema import Config, ConfigError
-from launch.plans.buffers import Buffer, largest
+from launch.plans.buffers import UNITS, Buffer, largest
 from launch.plans.chips import CHIPS
 from launch.plans.gpus import Hosts
 from launch.plans.topology import Topology
@@ -168,9 +168,6 @@ def compile_program(lowered: Any, inputs: Memory, options: dict[str, str]) -> Co
         host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
     )
     return Compiled(compiled.as_text(), memory, buffers, seconds)
-
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _understood(message: str, inputs: Memory, buffers: list[Buffer]) -> Exception:

@@ -127,7 +127,6 @@ def devices_of_hosts(hosts: Hosts) -> list[Any]:
     Raises:
       ConfigError: JAX's plugin for CUDA is not installed.
     """
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise ConfigError(
             f"--topology={hosts.name}: compiling for a GPU needs JAX's plugin for CUDA, though no GPU: install the "

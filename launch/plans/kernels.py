@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from launch.plans.bundles import Blocks, Cycles, cycles
+from launch.plans.bundles import Blocks, cycles
 from launch.plans.chips import Chip
 from launch.plans.hlo import Computation, Instruction
 
@@ -31,8 +31,9 @@ class Kernel:
         """Of the pairs that are computed."""
         return 2.0 * MATMULS[self.which] * self.seen * self.blocks.query * self.blocks.key * self.blocks.head_width
 
-    def seconds(self, chip: Chip, counted: dict[str, Cycles]) -> float:
+    def seconds(self, chip: Chip) -> float:
         """On a chip, by the instructions of the kernel; no faster than its matrix multiplications can be."""
+        counted = cycles(chip.name, self.blocks)
         if self.which not in counted:
             return self.flops / (ASSUMED * chip.flops)
         each, cores = counted[self.which], chip.cores // chip.devices  # The heads are shared by the cores of a device.
@@ -40,7 +41,7 @@ class Kernel:
         return max(total / cores / chip.clock, self.flops / chip.flops)
 
 
-def kernel_of(computation: Computation, instruction: Instruction, softcap: float = 0.0) -> Kernel | None:
+def kernel_of(computation: Computation, instruction: Instruction) -> Kernel | None:
     """The splash kernel that an instruction calls; None if it calls something else.
 
     Queries are [.., N, T, H], keys [.., K, S, H]; the table of blocks [heads or 1, rows, pairs in a row] is left out
@@ -63,7 +64,7 @@ def kernel_of(computation: Computation, instruction: Instruction, softcap: float
     size = lambda what, default: int(found[1]) if (found := _block(instruction, what)) else default  # noqa: E731
     blocks_query, blocks_key = size(f"block_q{suffix}", 512), size(f"block_kv{suffix}", 512)
     compute = size(f"block_kv{suffix}_compute", blocks_key)
-    blocks = Blocks(query[-1], blocks_query, blocks_key, compute, softcap)
+    blocks = Blocks(query[-1], blocks_query, blocks_key, compute)
     down, across = max(1, query[-2] // blocks_query), max(1, key[-2] // blocks_key)
     tables = [array.lengths for array in given if array.dtype == "s8" and len(array.lengths) == 3]
     width = tables[0][1 if which == "dkv" else 2] if tables else across
@@ -78,8 +79,3 @@ def kernel_of(computation: Computation, instruction: Instruction, softcap: float
 
 def _block(instruction: Instruction, what: str) -> re.Match[str] | None:
     return re.search(rf'\\*"{what}\\*": (\d+)', instruction.attributes)
-
-
-def kernel_seconds(kernel: Kernel, chip: Chip) -> float:
-    """What one call takes on a chip."""
-    return kernel.seconds(chip, cycles(chip.name, kernel.blocks))

@@ -71,21 +71,16 @@ def make_plan(
     fits = not on_gpus or peak <= topology.chip.hbm  # For a GPU, XLA compiles also what cannot be run.
     plan |= {"fits": fits, "memory": memory_of(compiled.memory, peak, topology.chip.hbm)}
     plan["largest"] = buffers_of(compiled.buffers)
-    program = read(compiled.text)
+    program, memory, bandwidth = read(compiled.text), compiled.memory, topology.chip.bandwidth
+    work_of = train_work if step == "train" else decode_work
     if on_gpus:
-        work = train_work(
-            config, 2 * (compiled.memory.parameters + compiled.memory.optimizer) / topology.chip.bandwidth
-        )
-        if step == "decode":
-            work = decode_work(config, compiled.memory, topology.chip.bandwidth, 0.0)
+        work = work_of(config, memory, bandwidth, None)
         sent = exchanges(program, topology)
         seconds = sum(one.count * one.seconds for one in sent) / work.steps
         plan |= {"time": roofline(topology, work.flops, work.null, seconds), "collectives": collectives_of(sent, mesh)}
     else:
         found = price(program, topology.chip, topology.shape)
-        work = train_work(config, found.null)
-        if step == "decode":
-            work = decode_work(config, compiled.memory, topology.chip.bandwidth, found.null)
+        work = work_of(config, memory, bandwidth, found.null)
         plan |= {"time": time_of(topology, found, work), "collectives": collectives_of(found.collectives, mesh)}
     per_second = work.tokens / plan["time"]["seconds"]
     plan["run"] = {"tokens_per_second": per_second}
@@ -116,15 +111,13 @@ def price_file(path: Path, topology: Topology | Hosts) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"--hlo={path}: {error}") from error
     found = price(program, topology.chip, topology.shape)
-    time = {"seconds": found.likely, "hidden": found.hidden, "scheduled": found.scheduled, "exposed": found.exposed}
     return {
         "hlo": str(path),
         "topology": topology.name,
-        "time": time | {"null": found.null, "kernels": found.kernels, "memory": found.memory,
-                        "matmul_flops": found.matmul_flops, "kernel_flops": found.kernel_flops},
+        "time": seconds_of(found, found.null) | parts_of(found),
         "collectives": collectives_of(found.collectives, None),
         "note": NOTE,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -137,17 +130,18 @@ class Work:
     null: float  # Seconds of each step by the simplest model; on a GPU, to move once what is kept.
 
 
-def train_work(config: Config, null: float) -> Work:
-    """One step over the whole batch."""
+def train_work(config: Config, memory: Memory, bandwidth: float, program_null: float | None) -> Work:
+    """One step over the whole batch; without a null model of the program, what is kept is read and written once."""
     tokens = config.train.batch_size * config.data.length
+    null = 2 * (memory.parameters + memory.optimizer) / bandwidth if program_null is None else program_null
     return Work(1, tokens, train_flops_per_token(config) * tokens, null)
 
 
-def decode_work(config: Config, memory: Memory, bandwidth: float, program_null: float) -> Work:
+def decode_work(config: Config, memory: Memory, bandwidth: float, program_null: float | None) -> Work:
     """CHUNK steps of one token in each text; the null model reads parameters and cache once per token."""
     flops = train_flops_per_token(config) / 3 * config.train.batch_size
     null = (memory.parameters + memory.cache) / bandwidth
-    return Work(CHUNK, config.train.batch_size, flops, max(null, program_null / CHUNK))
+    return Work(CHUNK, config.train.batch_size, flops, max(null, (program_null or 0.0) / CHUNK))
 
 
 def memory_of(parts: Memory, peak: float, limit: float) -> dict[str, float]:
@@ -172,22 +166,21 @@ def buffers_of(buffers: list[Buffer]) -> list[dict[str, Any]]:
 
 def time_of(topology: Topology, found: Price, work: Work) -> dict[str, float]:
     """Seconds of one step, and the share of the chips' peak that its model FLOPs are."""
-    times = {
-        "seconds": found.likely / work.steps,
-        "hidden": found.hidden / work.steps,
-        "scheduled": found.scheduled / work.steps,
-        "exposed": found.exposed / work.steps,
-        "null": work.null,
-    }
+    times = seconds_of(found, work.null, work.steps)
     peak = topology.devices * topology.chip.flops
     shares = {f"mfu_{name}".removesuffix("_seconds"): work.flops / x / peak if x else 0.0 for name, x in times.items()}
-    return times | shares | {
-        "kernels": found.kernels / work.steps,
-        "memory": found.memory / work.steps,
-        "matmul_flops": found.matmul_flops / work.steps,
-        "kernel_flops": found.kernel_flops / work.steps,
-        "model_flops": work.flops / topology.devices,
-    }  # fmt: skip
+    return times | shares | parts_of(found, work.steps) | {"model_flops": work.flops / topology.devices}
+
+
+def seconds_of(found: Price, null: float, steps: int = 1) -> dict[str, float]:
+    """Of one step of a program of so many, as predicted and between its bounds, beside the null model's."""
+    names = {"seconds": "likely", "hidden": "hidden", "scheduled": "scheduled", "exposed": "exposed"}
+    return {ours: getattr(found, name) / steps for ours, name in names.items()} | {"null": null}
+
+
+def parts_of(found: Price, steps: int = 1) -> dict[str, float]:
+    """What of a step are kernels and waits for memory, in seconds, and its operations."""
+    return {name: getattr(found, name) / steps for name in ("kernels", "memory", "matmul_flops", "kernel_flops")}
 
 
 def collectives_of(found: Iterable[Collective], mesh: Any) -> list[dict[str, Any]]:

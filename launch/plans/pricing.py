@@ -9,7 +9,7 @@ from launch.plans.chips import Chip
 from launch.plans.collectives import Collective, collective_of, finishes, meeting
 from launch.plans.flops import matmul_flops
 from launch.plans.hlo import Computation, Instruction, Program
-from launch.plans.kernels import kernel_of, kernel_seconds
+from launch.plans.kernels import kernel_of
 
 NULL = 0.72  # Of the peak: matrix multiplications over the time of a whole step, in published runs of large models.
 # What the matrix multiplications themselves reach in such runs (docs/plan.md says how this was found). The compiler
@@ -160,7 +160,7 @@ def _started_by(computation: Computation, instruction: Instruction, pending: Map
 def _seconds(program: Program, computation: Computation, instruction: Instruction, chip: Chip, costs: Costs) -> float:
     """What the core spends on an instruction; counts its operations."""
     if kernel := kernel_of(computation, instruction):
-        seconds = kernel_seconds(kernel, chip)
+        seconds = kernel.seconds(chip)
         costs.kernel_flops += kernel.flops
         costs.kernels += seconds
         return seconds

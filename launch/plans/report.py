@@ -96,18 +96,12 @@ def _bound(time: dict[str, float]) -> list[str]:
 
 
 def _collectives(rows: list[dict[str, Any]], bound: bool = False) -> list[str]:
-    if bound:
-        lines = ["communication       axes              count         GB      at least"]
-        for row in rows:
-            lines.append(
-                f"  {row['kind']:<18}{row['axes']:<14}{row['count']:>9}{row['bytes'] / 1e9:>11.3f}"
-                f"  {_seconds(row['seconds'])}"
-            )
-        return lines if rows else ["communication: none"]
-    lines = ["communication       axes              count         GB         taken       exposed"]
+    titles = "    at least" if bound else "       taken       exposed"
+    lines = [f"communication       axes              count         GB  {titles}"]
     for row in rows:
+        times = [row["seconds"]] if bound else [row["seconds"], row["exposed"]]
         lines.append(
             f"  {row['kind']:<18}{row['axes']:<14}{row['count']:>9}{row['bytes'] / 1e9:>11.3f}"
-            f"  {_seconds(row['seconds'])}  {_seconds(row['exposed'])}"
+            + "".join(f"  {_seconds(seconds)}" for seconds in times)
         )
     return lines if rows else ["communication: none"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import ConfigError
+from launch.plans import gpus
 from launch.plans.chips import CHIPS, Chip
 from launch.plans.gpus import GPUS, Hosts, devices_of_hosts, parse_hosts
 
@@ -131,15 +132,21 @@ def _nearest(chip: Chip, chips: float) -> str:
     return f"The nearest {'is' if len(names) == 1 else 'are'} {' and '.join(names)}.{more}"
 
 
+def prepare(topology: Topology | Hosts) -> None:
+    """Set what the compiler reads from the environment, where nobody has; what JAX reads counts before its import."""
+    for name, value in (gpus.ENVIRONMENT if isinstance(topology, Hosts) else ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
+
+
 def devices_of(topology: Topology | Hosts) -> list[Any]:
     """Devices that are not here, to make a mesh of; nothing can be put on them.
 
     Raises:
       ConfigError: the compiler (libtpu, the plugin for CUDA) is not installed, or knows no such slice.
     """
+    prepare(topology)
     if isinstance(topology, Hosts):
         return devices_of_hosts(topology)
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
