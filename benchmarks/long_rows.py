@@ -26,14 +26,11 @@ flags.DEFINE_boolean("json", False, "Print one JSON object.")
 def memory(kernel: str, devices: int) -> dict[str, float]:
     """GB per device: what the step is given (parameters and optimizer state, whole on each), and what it works with."""
     import jax
-    import jax.numpy as jnp
 
     from configs.convert import override
     from configs.presets import preset
-    from model import build
-    from model.sharding import batch_sharding, make_mesh, parameter_shapes
-    from train.optimizer import make_optimizer
-    from train.step import jit_train_step, make_train_step, state_shape
+    from launch.plans.compiling import train_program
+    from model.sharding import make_mesh
 
     settings: dict[str, Any] = {
         "model.position": "rope", "model.attention": "gqa", "model.num_kv_heads": 4, "model.dropout": 0.0,
@@ -42,15 +39,8 @@ def memory(kernel: str, devices: int) -> dict[str, float]:
     }  # fmt: skip
     axes = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.sequence": devices}
     config = override(preset("gpt2_small"), settings | axes)
-    mesh, module = make_mesh(config.mesh, jax.devices()[:devices]), build(config)
-    optimizer = make_optimizer(config, parameter_shapes(module))
-    state = state_shape(module, optimizer, config, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    tokens_BT = jax.ShapeDtypeStruct((1, FLAGS.length), jnp.int32, sharding=batch_sharding(mesh))
-    batch: Any = dict.fromkeys(("inputs", "targets", "segments", "positions"), tokens_BT)
-    with jax.set_mesh(mesh):
-        step: Any = jit_train_step(make_train_step(module, optimizer, config), shardings, batch_sharding(mesh))
-        analysis = step.lower(state, batch).compile().memory_analysis()
+    lowered, _ = train_program(config, make_mesh(config.mesh, jax.devices()[:devices]))
+    analysis = lowered.compile().memory_analysis()
     return {"state": analysis.argument_size_in_bytes / 1e9, "working": analysis.temp_size_in_bytes / 1e9}
 
 

@@ -1,7 +1,6 @@
 """Our side of `benchmarks.train_cpu`: the step that `launch.train` runs, dispatched as its loop does.
 
-Started by that program with a JSON object of settings. For each line on stdin, `train SECONDS` or `peak SECONDS`, it
-answers with a line of JSON.
+Started by that program with a JSON object of settings; see `benchmarks.train_cpu_side`.
 """
 
 from __future__ import annotations
@@ -9,8 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from benchmarks.train_cpu_side import fastest, serve
 from launch import start
 
 
@@ -77,18 +79,14 @@ def peak(seconds: float) -> dict[str, float]:
     import jax
     import numpy as np
 
-    matmuls: dict[str, Any] = {"xla": jax.jit(lambda a: a @ a), "numpy": lambda a: a @ a}
-    best = dict.fromkeys(matmuls, 0.0)
-    for name, matmul in matmuls.items():
-        for size in (1024, 2048):
-            a: Any = np.random.default_rng(0).standard_normal((size, size), np.float32)
-            a = jax.device_put(a) if name == "xla" else a
-            jax.block_until_ready(matmul(a))
-            began = time.perf_counter()
-            while time.perf_counter() - began < seconds / 4:
-                start = time.perf_counter()
-                jax.block_until_ready(matmul(a))
-                best[name] = max(best[name], 2 * size**3 / (time.perf_counter() - start))
+    def square(name: str, size: int) -> Callable[[], object]:
+        a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+        if name == "numpy":
+            return lambda: a @ a
+        multiply, on_device = jax.jit(lambda a: a @ a), jax.device_put(a)
+        return lambda: jax.block_until_ready(multiply(on_device))
+
+    best = {name: fastest(partial(square, name), seconds / 2) for name in ("xla", "numpy")}
     return {"flops_per_second": max(best.values()), **best}
 
 
@@ -103,11 +101,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     trainer = Trainer(override(preset("gpt2_small"), settings))
     facts = {"version": jax.__version__, "flops_per_token": trainer.flops_per_token}
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        command, seconds = line.split()
-        answer = trainer.train(float(seconds)) if command == "train" else peak(float(seconds))
-        print(json.dumps(answer), flush=True)
+    serve(facts, trainer.train, peak)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The other side of `benchmarks.train_cpu`: nanoGPT's shapes in plain PyTorch modules, trained step by step.
 
-Started by that program with a JSON object of settings; needs PyTorch and nothing of ours. For each line on stdin,
-`train SECONDS` or `peak SECONDS`, it answers with a line of JSON.
+Started by that program with a JSON object of settings; needs PyTorch, and nothing of ours but
+`benchmarks.train_cpu_side`.
 
 Shapes: B batch, T length, D model width, N heads, H head width, V vocabulary.
 """
@@ -13,11 +13,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+
+from benchmarks.train_cpu_side import fastest, serve
 
 
 class Block(nn.Module):
@@ -110,15 +113,12 @@ class Trainer:
 
 def peak(seconds: float) -> dict[str, float]:
     """FLOP/s of the fastest of several float32 matmuls."""
-    best = 0.0
-    for size in (1024, 2048):
+
+    def square(size: int) -> Callable[[], object]:
         a = torch.randn(size, size)
-        began = time.perf_counter()
-        while time.perf_counter() - began < seconds / 2:
-            start = time.perf_counter()
-            torch.mm(a, a)
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return {"flops_per_second": best}
+        return lambda: torch.mm(a, a)
+
+    return {"flops_per_second": fastest(square, seconds)}
 
 
 def main() -> None:
@@ -126,11 +126,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     trainer = Trainer(settings)
     trainer.step()  # Compiles, where that is asked, and takes memory.
-    print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
-    for line in sys.stdin:
-        command, seconds = line.split()
-        answer = trainer.train(float(seconds)) if command == "train" else peak(float(seconds))
-        print(json.dumps(answer), flush=True)
+    serve({"version": torch.__version__, "threads": torch.get_num_threads()}, trainer.train, peak)
 
 
 if __name__ == "__main__":
