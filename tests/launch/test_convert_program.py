@@ -22,6 +22,8 @@ from train.data.sections import Corpus, Section
 from train.data.tokenizer import make_tokenizer
 from train.run import save_run
 
+pytestmark = pytest.mark.end_to_end
+
 TEXTS = ["def add(a, b):\n    return a + b\n", "Größe, naïve, 中文文本, 😀\n"] * 5
 
 

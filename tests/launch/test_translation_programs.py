@@ -11,6 +11,8 @@ import pytest
 
 from tests.launch.test_programs import program
 
+pytestmark = pytest.mark.end_to_end
+
 WORDS = {"the": "这", " cat": "猫", " dog": "狗", " sees": "看见", " big": "大", " house": "房子", " red": "红"}
 SETTINGS = {
     "model.num_layers": 1, "model.encoder_layers": 2, "model.width": 32, "model.num_heads": 4, "model.dropout": 0.0,

@@ -168,6 +168,7 @@ def wait_until(condition: Callable[[], Any], child: Any) -> bool:
     return False
 
 
+@pytest.mark.end_to_end
 def test_ten_kills_in_the_middle_of_steps_and_saves_change_nothing(children, config, undisturbed, tmp_path):
     folder, rng = tmp_path / "run", random.Random(time.time_ns())
     saves = 0

@@ -18,6 +18,8 @@ from train import loop, metrics
 from train.checkpoint import restore_params
 from train.loop import train
 
+pytestmark = pytest.mark.end_to_end
+
 NETWORKS: dict[str, dict[str, Any]] = {
     "decoder": {},
     "encoder": {"model.network": "encoder"},

@@ -195,6 +195,7 @@ def data_places(folder: Path, step: int) -> dict[str, Any]:
     return json.loads(next((folder / "checkpoints" / str(step) / "data").iterdir()).read_text())["rows"]
 
 
+@pytest.mark.end_to_end
 def test_two_processes_of_which_one_is_killed_then_four_that_are_stopped_then_one_end_as_one(
     alone, text, cache, tmp_path
 ):
