@@ -59,7 +59,8 @@ class Attention(nn.Module):
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
         kept = remember(self, {"key": key_BSKH, "value": value_BSKH}, places.slot_BT)
-        return output(config, read(self, query_BTNH, kept["key"], kept["value"], places, window))
+        read_BTNH = read(self, query_BTNH, kept["key"], kept["value"], places, window)
+        return output(config, tap(self, "heads", read_BTNH))
 
 
 class CrossAttention(nn.Module):
@@ -80,7 +81,8 @@ class CrossAttention(nn.Module):
             key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
         assert places.source_sight is not None
         places = dataclasses.replace(places, sight=places.source_sight, bias_BNTS=None, slopes_N=None)
-        return output(self.config, read(self, query_BTNH, key_BSKH, value_BSKH, places, window=None))
+        read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window=None)
+        return output(self.config, tap(self, "heads", read_BTNH))
 
 
 def remember(module: nn.Module, new: dict[str, jax.Array], slots_BT: jax.Array) -> dict[str, jax.Array]:

@@ -13,10 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.lens.places import EDITS, Edit
+from model.lens.places import Edit, collection
 from model.lens.record import record
-
-EDITABLE = tuple(f"layers/residual/{where}" for where in ("before", "middle", "after"))
 
 
 def edited(module: Any, params: Any, tokens_BT: jax.Array, edits: Mapping[str, Edit]) -> jax.Array:
@@ -25,11 +23,7 @@ def edited(module: Any, params: Any, tokens_BT: jax.Array, edits: Mapping[str, E
     Raises:
       KeyError: a place that cannot be changed; the message lists those that can.
     """
-    unknown = sorted(set(edits) - set(EDITABLE))
-    if unknown:
-        raise KeyError(f"{', '.join(unknown)} cannot be edited; these can: {', '.join(EDITABLE)}.")
-    in_layers = {name.removeprefix("layers/"): edit for name, edit in edits.items()}
-    return module.apply({"params": params, EDITS: {"layers": in_layers}}, tokens_BT)
+    return module.apply({"params": params} | collection(edits), tokens_BT)
 
 
 def patch_everywhere(
@@ -42,7 +36,7 @@ def patch_everywhere(
     Args:
       tokens_BT, other_BT: int32 tokens of the same shape, to be read from their first on.
       at: the token whose logits are asked for.
-      place: which vector of a layer: one of EDITABLE.
+      place: which vector of a layer: one of `places.RESIDUAL`.
 
     Raises:
       KeyError: a place that cannot be changed, or that this network does not have.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from configs.convert import check_length
-from model.lens.places import INTERMEDIATES
+from model.lens.places import INTERMEDIATES, Edit, collection
 from model.source import Source
 
 
@@ -20,26 +20,28 @@ def record(
     tokens_BT: jax.Array,
     what: Sequence[str] = ("layers/attention/weights",),
     source: Source | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, jax.Array]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
-    `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/residual/{before,middle,after}` are
-    [L,B,T,D], `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and
-    those of its encoder under `encoder/`; it needs a `source`.
+    `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/attention/heads`, what each head read,
+    is [L,B,T,N,H], `layers/residual/{before,middle,after}` are [L,B,T,D], `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and
+    those of its encoder under `encoder/`; it needs a `source`. With `edits`, by place, the network goes on with other
+    values there.
 
     Raises:
-      KeyError: a place that this network does not have; the message lists those it has.
+      KeyError: a place that this network does not have, or that cannot be changed; the message lists those it has.
       ConfigError: a text longer than a learned position table.
     """
     check_length(module.config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
-    return _record(module, params, tokens_BT, tuple(what), source)
+    return _record(module, params, tokens_BT, tuple(what), source, collection(edits or {}))
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _record(
-    module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...], source: Source | None
+    module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...], source: Source | None, edits: dict[str, Any]
 ) -> dict[str, jax.Array]:
-    logits_BTV, variables = module.apply({"params": params}, tokens_BT, source=source, mutable=[INTERMEDIATES])
+    logits_BTV, variables = module.apply({"params": params} | edits, tokens_BT, source=source, mutable=[INTERMEDIATES])
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]
     if unknown:

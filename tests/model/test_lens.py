@@ -14,6 +14,7 @@ from model.lens.record import record
 PLACES = {
     "layers/attention/weights": (3, 2, 4, 7, 7),
     "layers/attention/scores": (3, 2, 4, 7, 7),
+    "layers/attention/heads": (3, 2, 7, 4, 4),
     "layers/residual/before": (3, 2, 7, 16),
     "layers/residual/middle": (3, 2, 7, 16),
     "layers/residual/after": (3, 2, 7, 16),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from model import build, transformer
-from model.lens.patch import EDITABLE, edited, patch_everywhere
-from model.lens.places import Edit
+from model import Source, build, transformer
+from model.lens.patch import edited, patch_everywhere
+from model.lens.places import HEADS, RESIDUAL, Edit, without_heads
 from model.lens.record import record
 
 TOKENS_BT, OTHER_BT = random_tokens(2, 7), random_tokens(2, 7, seed=1)
@@ -44,7 +44,7 @@ def test_without_edits_the_program_is_that_of_a_network_without_places(monkeypat
 
 def test_an_edit_that_keeps_all_changes_nothing(network):
     edit = Edit(jnp.ones((2, 1, 1, 1)), jnp.zeros((2, 1, 1, 1)))
-    same_BTV = logits(network, TOKENS_BT, dict.fromkeys(EDITABLE, edit))
+    same_BTV = logits(network, TOKENS_BT, dict.fromkeys(RESIDUAL, edit) | {HEADS[0]: without_heads(2, 4, [])})
     np.testing.assert_allclose(same_BTV, logits(network, TOKENS_BT, {}), atol=1e-6)
 
 
@@ -52,8 +52,8 @@ def test_an_edit_that_keeps_all_changes_nothing(network):
 def test_all_vectors_of_another_run_at_a_place_give_the_other_run(layers):
     module = build(tiny(network="encoder", layers=layers))
     params = random_params(module)
-    theirs = record(module, params, OTHER_BT, EDITABLE)
-    for name in EDITABLE:
+    theirs = record(module, params, OTHER_BT, RESIDUAL)
+    for name in RESIDUAL:
         edit = Edit(jnp.zeros((2, 1, 1, 1)), theirs[name])
         changed_BTV = logits((module, params), TOKENS_BT, {name: edit})
         np.testing.assert_allclose(changed_BTV, theirs["logits"], atol=1e-5)
@@ -101,6 +101,36 @@ def test_after_the_last_layer_only_the_token_itself_matters(network):
     plain_BV = logits(network, TOKENS_BT, {})[:, AT]
     for token in range(7):
         assert np.allclose(patched_LSBV[1, token], plain_BV, atol=1e-5) == (token != AT)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "latent", "linear", "delta"])
+def test_a_silenced_head_reads_as_if_its_output_weights_were_zero(kind):
+    module = build(tiny(attention=kind))
+    params = random_params(module)
+    off = [(0, 1), (1, 3)]
+    kernel_LNHD = np.array(params["layers"]["attention"]["output"]["kernel"])
+    for layer, head in off:
+        kernel_LNHD[layer, head] = 0
+    layers = params["layers"]
+    attention = layers["attention"] | {"output": layers["attention"]["output"] | {"kernel": jnp.asarray(kernel_LNHD)}}
+    expected_BTV = logits((module, params | {"layers": layers | {"attention": attention}}), TOKENS_BT, {})
+    edit = {"layers/attention/heads": without_heads(2, 4, off)}
+    np.testing.assert_allclose(logits((module, params), TOKENS_BT, edit), expected_BTV, atol=1e-5)
+    assert np.abs(logits((module, params), TOKENS_BT, {}) - expected_BTV).max() > 0.01
+    np.testing.assert_allclose(record(module, params, TOKENS_BT, edits=edit)["logits"], expected_BTV, atol=1e-4)
+
+
+def test_heads_of_a_translator_are_silenced_in_each_of_its_kinds_of_attention():
+    module = build(tiny(network="encoder_decoder"))
+    params = random_params(module)
+    source = Source.of(jnp.asarray(OTHER_BT))
+    plain = record(module, params, TOKENS_BT, HEADS, source)
+    every = [(layer, head) for layer in range(2) for head in range(4)]
+    for place in (*HEADS, "encoder/layers/attention/heads"):
+        edits = {place: without_heads(2, 4, every)}
+        found = record(module, params, TOKENS_BT, (place,), source, edits)
+        assert not np.any(found[place])
+        assert np.abs(found["logits"] - plain["logits"]).max() > 0.01
 
 
 def test_places_that_cannot_be_edited_are_refused(network):
