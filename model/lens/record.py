@@ -25,9 +25,9 @@ def record(
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
     `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/attention/heads`, what each head read,
-    is [L,B,T,N,H], `layers/residual/{before,middle,after}` are [L,B,T,D], `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and
-    those of its encoder under `encoder/`; it needs a `source`. With `edits`, by place, the network goes on with other
-    values there.
+    is [L,B,T,N,H], `layers/residual/{before,middle,after}` are [L,B,T,D], `final` is [B,T,D]. A network that translates
+    has `layers/cross_attention/...` as well, and those of its encoder under `encoder/`; it needs a `source`. With
+    `edits`, by place, the network goes on with other values there.
 
     Raises:
       KeyError: a place that this network does not have, or that cannot be changed; the message lists those it has.
