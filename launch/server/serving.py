@@ -1,0 +1,73 @@
+"""What is served: a network, its tokenizer, and the thread that writes with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from configs.convert import fills_in, longest_text, translates
+from configs.schema import Config, ConfigError
+from launch.server.engine_thread import EngineThread
+from launch.server.limits import Limits
+from launch.server.metrics import Metrics
+from train.checkpoint import Restored
+from train.data.tokenizer import Tokenizer
+
+TOP = 20  # The most likeliest tokens that a request may ask for at each place.
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """One network that is being served; routes find it as `request.app.state.serving`.
+
+    Attributes:
+      name: what `model` is in requests.
+      created: seconds since 1970 when it was loaded.
+    """
+
+    name: str
+    config: Config
+    module: Any
+    params: Any
+    tokenizer: Tokenizer
+    engine: EngineThread
+    metrics: Metrics
+    limits: Limits
+    created: int
+
+
+def serve_checkpoint(
+    name: str, restored: Restored, limits: Limits, on_failure: Callable[[], None] = lambda: None
+) -> Serving:
+    """Starts the engine for a restored network.
+
+    Raises:
+      ConfigError: a network that does not write text, or limits that it cannot keep.
+    """
+    from model import build
+    from model.generate.engine import Engine
+
+    config = restored.config
+    if fills_in(config):
+        raise ConfigError(
+            f"--checkpoint={name} is an encoder, which fills gaps in and does not write: use launch.sample."
+        )
+    longest = longest_text(config)
+    if longest and limits.length > longest:
+        raise ConfigError(f"--length={limits.length} is more than the {longest} tokens that {name} has positions for.")
+    module = build(config)
+    engine = Engine(
+        module, restored.params, slots=limits.slots, length=limits.length, top=min(TOP, restored.tokenizer.size)
+    )
+    thread = EngineThread(engine, room=limits.room, on_failure=on_failure)
+    return Serving(
+        name, config, module, restored.params, restored.tokenizer, thread, Metrics(lambda: thread.stats), limits,
+        int(time.time()),
+    )  # fmt: skip
+
+
+def is_translator(serving: Serving) -> bool:
+    """Whether prompts are texts to translate."""
+    return translates(serving.config)
