@@ -10,6 +10,7 @@ Every program also takes these checkpoints as they are, with --checkpoint; a run
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -111,6 +112,7 @@ def write_huggingface(folder: pathlib.Path, restored: Restored) -> None:
             tokenizer.huggingface_json(),
             start=tokenizer.start_of_target if translates(config) else None,
             ends=tokenizer.ends,
+            chat=dataclasses.asdict(tokenizer.chat) if tokenizer.chat else None,
         )
     except exchange.ExchangeError as error:
         raise CheckpointError(f"--from={FLAGS['from'].value}: {error}") from error

@@ -179,6 +179,7 @@ def described(spec: str | Path) -> tuple[Config, Tokenizer]:
 def _import(spec: str, mesh: jax.sharding.Mesh | None) -> Restored:
     """The network in a checkpoint of another program; without a mesh, all but its weights."""
     from model import exchange
+    from train.data.chat import ChatTemplate
     from train.data.sections import DataError
     from train.data.tokenizer import Tokenizer
 
@@ -186,7 +187,8 @@ def _import(spec: str, mesh: jax.sharding.Mesh | None) -> Restored:
         imported = exchange.read(spec, mesh) if mesh else exchange.describe(spec)
         if imported.tokenizer_json is None:
             raise exchange.ExchangeError("it has no tokenizer.json, which the library transformers writes.")
-        tokenizer = Tokenizer.from_json(imported.tokenizer_json, "its tokenizer", imported.ends, imported.start)
+        chat = ChatTemplate(**imported.chat) if imported.chat else None
+        tokenizer = Tokenizer.from_json(imported.tokenizer_json, "its tokenizer", imported.ends, imported.start, chat)
     except (exchange.ExchangeError, DataError) as error:
         raise CheckpointError(f"{spec}: {error}") from error
     known = imported.config.tokenizer.vocab_size

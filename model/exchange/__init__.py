@@ -21,7 +21,7 @@ from model.sharding import make_mesh
 
 HUB_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
-    "source.spm", "vocab.json",
+    "tokenizer_config.json", "chat_template.jinja", "source.spm", "vocab.json",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Imported:
     tokenizer_json: str | None  # of the tokenizers library; None where the checkpoint has none
     start: int | None  # the token that a translation begins with; None: as the tokenizer begins a text
     ends: tuple[int, ...]  # the tokens that end a text
+    chat: dict[str, str]  # as `Foreign` has it
 
 
 def is_foreign(spec: str) -> bool:
@@ -125,7 +126,7 @@ def _describe(foreign: Foreign) -> Imported:
         start = fields.get("pad_token_id", 0) if start is None else start
     return Imported(
         foreign.name, config, None, foreign.tokenizer_json, start,
-        tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
+        tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,), foreign.chat,
     )  # fmt: skip
 
 
@@ -138,6 +139,7 @@ def write(
     *,
     start: int | None = None,
     ends: tuple[int, ...] = (),
+    chat: dict[str, str] | None = None,
     shard_bytes: int = folder.SHARD_BYTES,
 ) -> str:
     """Write a network as a Hugging Face folder that `transformers` loads; returns its `model_type`.
@@ -150,6 +152,7 @@ def write(
       family: the kind of network in `transformers`; by default the first that can hold it.
       start: the token that a translation begins with.
       ends: the tokens that end a text.
+      chat: how messages become a text, as `Foreign` has it.
       shard_bytes: weights of more bytes than this are written as several files.
 
     Raises:
@@ -168,7 +171,7 @@ def write(
     folder.write_safetensors(where, tensors, shard_bytes)
     if tokenizer_json is not None:
         (where / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        _write_json(where / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+        _write_json(where / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **(chat or {})})
     return kind.model_type
 
 

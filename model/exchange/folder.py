@@ -24,6 +24,7 @@ from model.exchange.source import ExchangeError, Foreign
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,25 @@ def open_folder(folder: Path, name: str | None = None) -> Foreign:
         tokenizer_json = tokenizer.read_text(encoding="utf-8")
     elif (folder / "source.spm").is_file() and (folder / "vocab.json").is_file():
         tokenizer_json = marian_tokenizer(folder)
-    return Foreign(name or folder.resolve().name, config, SafetensorsSource(files), tokenizer_json)
+    return Foreign(name or folder.resolve().name, config, SafetensorsSource(files), tokenizer_json, chat_of(folder))
+
+
+def chat_of(folder: Path) -> dict[str, str]:
+    """The chat template in a folder and the names of the tokens that it may use; empty where there is none.
+
+    It stands in a file of its own, or in tokenizer_config.json, there perhaps as one of several with names.
+    """
+    described = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    template = described.get("chat_template")
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if (folder / TEMPLATE).is_file():
+        template = (folder / TEMPLATE).read_text(encoding="utf-8")
+    if not template:
+        return {}
+    tokens = {name: described.get(name) for name in ("bos_token", "eos_token")}
+    named = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items() if token}
+    return {"chat_template": template, **named}
 
 
 def read_json(file: Path) -> dict[str, Any]:

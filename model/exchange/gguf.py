@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from model.exchange.gguf_config import RULES, hugging_face_config
-from model.exchange.gguf_tokenizer import tokenizer_json
+from model.exchange.gguf_tokenizer import chat_of, tokenizer_json
 from model.exchange.source import ExchangeError, Foreign
 
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q2_K", "Q3_K")
@@ -77,7 +77,7 @@ def open_gguf(path: str | Path) -> Foreign:
     shapes = {name: _shape(tensor) for name, tensor in in_file.items()}
     config = hugging_face_config(get, shapes, settings, str(path))
     tensors = _Tensors(in_file, config, architecture, str(path))
-    return Foreign(path.stem, config, tensors, tokenizer_json(get, str(path)))
+    return Foreign(path.stem, config, tensors, tokenizer_json(get, str(path)), chat_of(get))
 
 
 def find_smollm2() -> Path:

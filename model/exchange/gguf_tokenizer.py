@@ -68,6 +68,16 @@ def tokenizer_json(get: Callable[..., Any], name: str) -> str:
     return tokenizer.to_str()
 
 
+def chat_of(get: Callable[..., Any]) -> dict[str, str]:
+    """The chat template in a file and the names of the tokens that it may use; empty where there is none."""
+    template, tokens = get("tokenizer.chat_template"), get("tokenizer.ggml.tokens", [])
+    if not template:
+        return {}
+    numbers = {name: get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    named = {f"{name}_token": tokens[number] for name, number in numbers.items() if number is not None}
+    return {"chat_template": template, **named}
+
+
 def _byte_level(get: Callable[..., Any], name: str, tokens: list[str], types: list[int]) -> Any:
     """Byte-level BPE, whose merges are in the file."""
     import tokenizers

@@ -38,6 +38,8 @@ class Foreign:
     config: dict[str, Any]  # as in config.json, with `model_type` and the field names of `transformers`
     tensors: TensorSource
     tokenizer_json: str | None  # the tokenizers library's JSON, or None where there is only another kind
+    # How messages become a text, in the terms of tokenizer_config.json: chat_template, bos_token, eos_token (names).
+    chat: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class ExchangeError(RuntimeError):

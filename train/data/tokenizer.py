@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from configs import schema
+from train.data.chat import HIDES, ChatError, ChatTemplate
 from train.data.pieces import BYTE_CHARACTERS, first_spaces, token_pieces
 from train.data.sections import Corpus, DataError, spread
 
@@ -37,7 +39,7 @@ PIECES = "|".join(
 
 
 # What `Tokenizer.to_json` writes beyond Hugging Face's JSON of a tokenizer that came with a checkpoint.
-ENDS, START = "end_of_text", "start_of_target"
+ENDS, START, CHAT = "end_of_text", "start_of_target", "chat_template"
 
 
 class Tokenizer:
@@ -51,6 +53,7 @@ class Tokenizer:
       end_of_text: the token that stands between texts; no text encodes to it.
       ends: all tokens that end a text, `end_of_text` first: models that chat have one for the end of a turn as well.
       start_of_target: the token that a translation begins after: `end_of_text`, unless the checkpoint says otherwise.
+      chat: how messages become a text, or None.
       mask: the token that stands for one to be filled in, or None.
       exact: whether every text comes back as it was.
       byte_lengths: [V] int32, bytes of text that each token stands for; 0 for special tokens.
@@ -64,6 +67,7 @@ class Tokenizer:
         name: str = "the tokenizer",
         ends: Sequence[int] | None = None,
         start_of_target: int | None = None,
+        chat: ChatTemplate | None = None,
     ) -> None:
         """Wraps a tokenizer of Hugging Face `tokenizers`: byte-level, or in the manner of SentencePiece.
 
@@ -73,6 +77,7 @@ class Tokenizer:
             none, where only their names tell. Such a tokenizer reads a text as it always did: some put a token before
             it (Llama) or behind it (T5), some do not (GPT-2). Where this is not given, texts begin with `end_of_text`.
           start_of_target: as the attribute.
+          chat: as the attribute.
 
         Raises:
           DataError: it has no end-of-text token, or it is of another kind.
@@ -81,7 +86,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         # Text that merely contains the name of a special token is text.
         tokenizer.encode_special_tokens = True
-        self._tokenizer, self._imported = tokenizer, ends is not None
+        self._tokenizer, self._imported, self.chat = tokenizer, ends is not None, chat
         try:
             self._bytes, self._first_spaces = token_pieces(tokenizer), first_spaces(tokenizer)
         except ValueError as error:
@@ -90,7 +95,7 @@ class Tokenizer:
         self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], np.int32)
 
         added = tokenizer.get_added_tokens_decoder()
-        special = {token.content: number for number, token in added.items() if token.special}
+        self._special = special = {token.content: number for number, token in added.items() if token.special}
         named = [special[end] for end in END_NAMES if end in special]
         self.ends: tuple[int, ...] = tuple(dict.fromkeys([*(ends or ()), *named]))
         if not self.ends:
@@ -138,6 +143,28 @@ class Tokenizer:
         """What a network reads of a text that it translates: with its end marked."""
         return self.prompt(text) if self._imported else [*self.encode(text), self.end_of_text]
 
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """What a network reads of a chat before it answers; each message has a `role` and a `content`.
+
+        The names of special tokens that a message contains are text, as everywhere.
+
+        Raises:
+          ChatError: there is no template, or it does not take these messages.
+        """
+        if self.chat is None:
+            raise ChatError("The checkpoint has no chat template.")
+        text = self.chat.render(messages, self._special)
+        return self._reads_names.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _reads_names(self) -> tokenizers.Tokenizer:
+        """The tokenizer as the library has it: names of special tokens in a text stand for them, hidden ones do not."""
+        tokenizer = tokenizers.Tokenizer.from_str(self.huggingface_json())
+        unhide: list[normalizers.Normalizer] = [normalizers.Replace(HIDES, "")]
+        steps = [*unhide, tokenizer.normalizer] if tokenizer.normalizer else unhide
+        tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
+        return tokenizer
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens; special ones have none, and bytes that are not UTF-8 become U+FFFD."""
         pieces = [number for number in ids if self.token_bytes(number)]
@@ -161,7 +188,10 @@ class Tokenizer:
         text = self.huggingface_json()
         if not self._imported:
             return text
-        return json.dumps({ENDS: self.ends, START: self.start_of_target, **json.loads(text)}, ensure_ascii=False)
+        described = {ENDS: self.ends, START: self.start_of_target}
+        if self.chat is not None:
+            described[CHAT] = dataclasses.asdict(self.chat)
+        return json.dumps({**described, **json.loads(text)}, ensure_ascii=False)
 
     def huggingface_json(self) -> str:
         """The tokenizer as Hugging Face's `tokenizer.json`."""
@@ -169,11 +199,15 @@ class Tokenizer:
 
     @staticmethod
     def from_json(
-        text: str, name: str = "the tokenizer", ends: Sequence[int] | None = None, start_of_target: int | None = None
+        text: str,
+        name: str = "the tokenizer",
+        ends: Sequence[int] | None = None,
+        start_of_target: int | None = None,
+        chat: ChatTemplate | None = None,
     ) -> Tokenizer:
         """Reads what `to_json` wrote, or a `tokenizer.json` of Hugging Face; the other arguments are the class's.
 
-        Of a tokenizer that came with a checkpoint `to_json` writes the ends and the start as well.
+        Of a tokenizer that came with a checkpoint `to_json` writes the other arguments as well.
 
         Raises:
           DataError: it is not the description of a tokenizer that can be used here.
@@ -181,10 +215,11 @@ class Tokenizer:
         try:
             described: dict[str, Any] = json.loads(text) if f'"{ENDS}"' in text else {}
             ends, start_of_target = described.pop(ENDS, ends), described.pop(START, start_of_target)
+            chat = ChatTemplate(**described.pop(CHAT)) if CHAT in described else chat
             tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described) if described else text)
         except Exception as error:  # `tokenizers` raises nothing more specific
             raise DataError(f"{name} is not a tokenizer.json: {error}") from None
-        return Tokenizer(tokenizer, name, ends, start_of_target)
+        return Tokenizer(tokenizer, name, ends, start_of_target, chat)
 
 
 # Every byte that UTF-8 has, and what tokenizers tend to lose.
