@@ -15,13 +15,13 @@ parameters, T 256, B 2.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 from typing import Any
 
 from absl import app, flags
+
+from benchmarks.sides import Side
 
 SHAPES: dict[str, dict[str, int]] = {
     "char": {"layers": 6, "width": 384, "heads": 6, "length": 256, "batch": 16, "vocabulary": 65},
@@ -48,40 +48,11 @@ flags.DEFINE_multi_string("set", [], "A setting of our side, NAME=VALUE in JSON,
 flags.DEFINE_boolean("json", False, "Print one JSON object.")
 
 
-class Side:
-    """A process that trains when asked to."""
-
-    def __init__(self, name: str, shape: dict[str, int], dtype: str) -> None:
-        ours = name == "seq2see"
-        settings = our_settings(shape, dtype) if ours else torch_settings(shape, dtype, name == "compiled")
-        program = [sys.executable, "-m", "benchmarks.train_cpu_seq2see"]
-        if not ours:
-            program = [FLAGS.torch_python, "-m", "benchmarks.train_cpu_torch"]
-        pipe, environment = subprocess.PIPE, {**os.environ, "JAX_PLATFORMS": "cpu"}
-        command = [*program, json.dumps(settings)]
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-        self.facts = self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that it writes."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with status {self.process.wait()}")  # type: ignore[arg-type]
-        return json.loads(line)
-
-    def ask(self, command: str, seconds: float) -> dict[str, Any]:
-        """Let it train, or measure its fastest matmul."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{command} {seconds}\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def start(name: str, shape: dict[str, int], dtype: str) -> Side:
+    """A process that trains this shape when asked to."""
+    if name == "seq2see":
+        return Side(sys.executable, "benchmarks.train_cpu_seq2see", our_settings(shape, dtype))
+    return Side(FLAGS.torch_python, "benchmarks.train_cpu_torch", torch_settings(shape, dtype, name == "compiled"))
 
 
 def our_settings(shape: dict[str, int], dtype: str) -> dict[str, Any]:
@@ -104,7 +75,7 @@ def torch_settings(shape: dict[str, int], dtype: str, compile: bool) -> dict[str
 
 def compare(shape: dict[str, int], dtype: str) -> dict[str, Any]:
     """Tokens/s of each side, [rounds] each, FLOPs per token, and the machine's FLOP/s in matmuls."""
-    sides = {name: Side(name, shape, dtype) for name in FLAGS.sides}
+    sides = {name: start(name, shape, dtype) for name in FLAGS.sides}
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     peaks = []
     for _ in range(FLAGS.rounds):

@@ -1,6 +1,6 @@
 """Our side of `benchmarks.train_cpu`: the step that `launch.train` runs, dispatched as its loop does.
 
-Started by that program with a JSON object of settings; see `benchmarks.train_cpu_side`.
+Started by that program with a JSON object of settings; see `benchmarks.sides`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.train_cpu_side import fastest, serve
+from benchmarks.sides import fastest, serve
 from launch import start
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     trainer = Trainer(override(preset("gpt2_small"), settings))
     facts = {"version": jax.__version__, "flops_per_token": trainer.flops_per_token}
-    serve(facts, trainer.train, peak)
+    serve(facts, train=trainer.train, peak=peak)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The other side of `benchmarks.train_cpu`: nanoGPT's shapes in plain PyTorch modules, trained step by step.
 
 Started by that program with a JSON object of settings; needs PyTorch, and nothing of ours but
-`benchmarks.train_cpu_side`.
+`benchmarks.sides`.
 
 Shapes: B batch, T length, D model width, N heads, H head width, V vocabulary.
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from benchmarks.train_cpu_side import fastest, serve
+from benchmarks.sides import fastest, serve
 
 
 class Block(nn.Module):
@@ -126,7 +126,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     trainer = Trainer(settings)
     trainer.step()  # Compiles, where that is asked, and takes memory.
-    serve({"version": torch.__version__, "threads": torch.get_num_threads()}, trainer.train, peak)
+    facts = {"version": torch.__version__, "threads": torch.get_num_threads()}
+    serve(facts, train=trainer.train, peak=peak)
 
 
 if __name__ == "__main__":
