@@ -4,10 +4,10 @@
   uv run --extra parity python -m benchmarks.decode_cpu --batches=1 --dtypes=float32 --rounds=3 --json
   uv run python -m benchmarks.decode_cpu --sides=seq2see,llama --llama_python=llama/bin/python
 
-Random weights in the shape of SmolLM2-135M; each side is a process of its own, which continues `batch` prompts greedily.
-In a turn it does so twice, by few tokens and by many: what the others take longer is the time of a step, which writes
-one token for every row; the rest is the time of reading the prompt. Shown are the fastest of some rounds, since
-other programs on the machine can only make a side slower.
+Random weights in the shape of SmolLM2-135M; each side is a process of its own, which continues `batch` prompts
+greedily. In a turn it does so twice, by few tokens and by many: how much longer the many take is the time of their
+steps, each of which writes one token for every row; the rest is the time of reading the prompt. Shown are the fastest
+of some rounds, since other programs on the machine can only make a side slower.
 
 The bound is what a step has to read, weights and keys and values up to the middle of the text, over the fastest at
 which this machine read a large array in between.
@@ -55,10 +55,8 @@ def start(name: str, settings: dict[str, Any]) -> Side:
     """A process that writes when asked to."""
     pythons = {"seq2see": sys.executable, "transformers": FLAGS.torch_python, "llama": FLAGS.llama_python}
     if name == "seq2see":
-        settings = {
-            **settings,
-            "set": {key: json.loads(value) for key, _, value in (x.partition("=") for x in FLAGS.set)},
-        }
+        changed = (setting.partition("=") for setting in FLAGS.set)
+        settings = {**settings, "set": {key: json.loads(value) for key, _, value in changed}}
     return Side(pythons[name], f"benchmarks.decode_cpu_{name}", settings)
 
 
@@ -99,9 +97,8 @@ def main(_: list[str]) -> None:
         raise app.UsageError(f"--sides={','.join(FLAGS.sides)}: seq2see, and any of {', '.join(SIDES)}.")
     results = {}
     if not FLAGS.json:
-        print(
-            f"{'dtype, batch':14} {'side':13} {'ms/step':>8} {'tokens/s':>9} {'x ours':>7} {'x bound':>8} {'prompt ms':>10}"
-        )
+        columns = f"{'ms/step':>8} {'tokens/s':>9} {'x ours':>7} {'x bound':>8} {'prompt ms':>10}"
+        print(f"{'dtype, batch':14} {'side':13} {columns}")
     for dtype in FLAGS.dtypes:
         for batch in map(int, FLAGS.batches):
             result = results[f"{dtype}, {batch}"] = compare(dtype, batch)
