@@ -61,7 +61,7 @@ class Sample:
         return {"prompt": self.prompt, "text": self.text, **score, "tokens": tokens}
 
 
-class _Row:
+class Row:
     """One sample as it grows: bytes to text, and text up to a stop string."""
 
     def __init__(self, prompt: str, stop: Sequence[str], begins: bool) -> None:
@@ -129,7 +129,7 @@ def write(
       on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
         where a text ends with more than its last token brought.
     """
-    rows = [_Row(prompt, stop, begins=not prompt or translates(module.config)) for prompt in prompts]
+    rows = [Row(prompt, stop, begins=not prompt or translates(module.config)) for prompt in prompts]
     tell = on_token or (lambda row, token, text: None)
     prompt_ids, sources = reads(module.config, tokenizer, prompts)
     settings = {"max_tokens": max_tokens, "seeds": seeds, "ends": tokenizer.ends, "top": top, "sources": sources}
@@ -187,7 +187,7 @@ def search(
     for index, (prompt, hypotheses) in enumerate(zip(prompts, found, strict=True)):
         results.append([])
         for hypothesis in hypotheses:
-            row = _Row(prompt, stop, begins=not prompt or sources is not None)
+            row = Row(prompt, stop, begins=not prompt or sources is not None)
             row.sample.score = hypothesis.score
             source = None if sources is None else sources[index]
             for chosen in _probabilities(module, params, tokenizer, prompt_ids[index], hypothesis.tokens, source, top):

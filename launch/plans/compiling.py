@@ -23,7 +23,7 @@ from launch.plans.topology import Topology
 from model import build
 from model.generate.cache import empty_cache
 from model.generate.choose import Sampling
-from model.generate.decode import State, decode_chunk
+from model.generate.decode import CHUNK, Rows, State, decode_chunk
 from model.sharding import batch_sharding, check_divisible, param_shardings, parameter_shapes, partition
 from train.optimizer import make_optimizer
 from train.step import jit_train_step, make_train_step, state_shape
@@ -111,7 +111,6 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
         lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
         parameter_shapes(module), param_shardings(module, mesh),
     )  # fmt: skip
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def of_rows(*shape: int, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
@@ -126,12 +125,13 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
     slots, sources = config.data.length, source_length(config.data) if translates(config) else 0
     shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources))
     cache = jax.tree_util.tree_map_with_path(kept, shapes)
-    keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32)))
-    state = State(cache, of_rows(config.tokenizer.vocab_size, dtype=jnp.float32), of_rows(dtype=jnp.int32),
-                  of_rows(dtype=jnp.bool_))  # fmt: skip
-    ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
+    texts = Rows.of(
+        [[0]] * rows, [Sampling()] * rows, config.tokenizer.vocab_size,
+        limits=[slots] * rows, seeds=[0] * rows, ends=[[0]] * rows, tops=[0] * rows,
+    )  # fmt: skip
+    texts = jax.tree.map(lambda x: of_rows(*x.shape[1:], dtype=x.dtype), texts)
     with jax.set_mesh(mesh):
-        lowered = decode_chunk.lower(module, Sampling(), 0, params, state, of_rows(dtype=keys.dtype), ends)
+        lowered = decode_chunk.lower(module, CHUNK, 0, params, State(cache, texts))
     return lowered, Memory(bytes_on_a_device(params), 0, 0, cache=bytes_on_a_device(cache))
 
 

@@ -3,5 +3,8 @@
 from model.generate.beam import Hypothesis, beam_search
 from model.generate.choose import Sampling
 from model.generate.decode import Chunk, generate
+from model.generate.engine import Engine, EngineStats, Event, Request, Token
 
-__all__ = ["Chunk", "Hypothesis", "Sampling", "beam_search", "generate"]
+__all__ = [
+    "Chunk", "Engine", "EngineStats", "Event", "Hypothesis", "Request", "Sampling", "Token", "beam_search", "generate",
+]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from configs.convert import head_width, is_recurrent, num_kv_heads, translates
@@ -37,3 +38,61 @@ def key_value_shapes(config: Config, rows: int, slots: int) -> dict[str, tuple[t
 def _zeros(config: Config, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
     L = config.model.num_layers
     return {name: jnp.zeros((L, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def row_axis(path: tuple[Any, ...]) -> int:
+    """The axis of a cache's leaf that goes over the rows."""
+    return 1 if "layers" in _names(path) else 0
+
+
+def row_of(cache: Any, row: jax.Array) -> Any:
+    """The cache of one row (int32 scalar) alone."""
+
+    def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(leaf, row, 1, row_axis(path))
+
+    return jax.tree_util.tree_map_with_path(cut, cache)
+
+
+def with_row(cache: Any, row: jax.Array, new: Any) -> Any:
+    """The cache with this row replaced; what `new` keeps of a source may be shorter than the cache's room for it."""
+
+    def put(path: tuple[Any, ...], leaf: jax.Array, new: jax.Array) -> jax.Array:
+        starts: list[Any] = [jnp.int32(0)] * leaf.ndim
+        starts[row_axis(path)] = row
+        return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), starts)
+
+    return jax.tree_util.tree_map_with_path(put, cache, new)
+
+
+def block_of(cache: Any, row: jax.Array, start: jax.Array, length: int) -> Any:
+    """What a row keeps of its `length` tokens from `start` on; of a state, which is not kept by token, all of it."""
+
+    def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        leaf = jax.lax.dynamic_slice_in_dim(leaf, row, 1, row_axis(path))
+        return jax.lax.dynamic_slice_in_dim(leaf, start, length, 2) if by_token(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, cache)
+
+
+def with_block(cache: Any, row: jax.Array, start: jax.Array, block: Any) -> Any:
+    """The cache with what `block_of` returned put in its place in this row."""
+
+    def put(path: tuple[Any, ...], leaf: jax.Array, new: jax.Array) -> jax.Array:
+        starts: list[Any] = [jnp.int32(0)] * leaf.ndim
+        starts[row_axis(path)] = row
+        if by_token(path):
+            starts[2] = start
+        return jax.lax.dynamic_update_slice(leaf, new, starts)
+
+    return jax.tree_util.tree_map_with_path(put, cache, block)
+
+
+def by_token(path: tuple[Any, ...]) -> bool:
+    """Whether a cache's leaf keeps something of each token of the text, [L, rows, slots, ...]."""
+    names = _names(path)
+    return "attention" in names and names[-1] in ("key", "value", "latent", "rotated")
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [entry.key for entry in path]

@@ -1,17 +1,32 @@
 """Choosing a token from the logits: greedily, or drawn from the distribution after cutting off its tail.
 
-Filters apply in this order, the one of Hugging Face `transformers`: temperature, top-k, top-p, min-p. Each looks at
-the distribution that the one before it left.
+What is done, in this order, which is the one of Hugging Face `transformers`:
+
+1. to the logits, whether the choice is greedy or drawn: bias, repetition penalty, presence and frequency penalty,
+   banned tokens;
+2. to what is drawn from: temperature, top-k, top-p, min-p, typical, epsilon, eta. Each looks at the distribution that
+   the one before it left, and none cuts off the likeliest token.
+
+A forced token is taken whatever all of these say. The settings are arrays with one entry per row, so that rows with
+different settings are computed together by one compiled program; what no row asks for is not computed.
+
+Shapes: B rows, V vocabulary, F forced tokens at most.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs.schema import ConfigError
+
+Array = jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -23,12 +38,32 @@ class Sampling:
       top_k: keep only the k likeliest tokens; 0 keeps all.
       top_p: keep the fewest tokens whose probabilities add up to at least p (Holtzman et al. 2020); 1 keeps all.
       min_p: keep tokens at least this times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all.
+      typical_p: keep the fewest tokens that add up to at least p, those first whose information is nearest to the
+        entropy (Meister et al. 2022, "Locally Typical Sampling"); 1 keeps all.
+      epsilon: keep tokens of at least this probability (Hewitt et al. 2022, "Truncation Sampling"); 0 keeps all.
+      eta: keep tokens of at least min(eta, sqrt(eta) exp(-entropy)) (the same paper); 0 keeps all.
+      repetition_penalty: the logit of a token that stands in the prompt or the text so far is divided by it if
+        positive, else multiplied (Keskar et al. 2019, section 4.1); 1 is off.
+      presence_penalty: taken off the logit of each token that has been written, as OpenAI's API defines it.
+      frequency_penalty: the same, times how often it has been written.
+      bias: (token, what is added to its logit), each token once.
+      banned: tokens that are never chosen.
+      forced: the first tokens to write, whatever the network says.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon: float = 0.0
+    eta: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    banned: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -37,32 +72,210 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
+            ("epsilon", 0 <= self.epsilon < 1, "from 0 to below 1"),
+            ("eta", 0 <= self.eta < 1, "from 0 to below 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 is off"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number; 0 is off"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number; 0 is off"),
         ):
             if not valid:
                 raise ConfigError(f"--{name}={getattr(self, name)}: it must be {range_text}.")
+        for token, value in self.bias:
+            if not math.isfinite(value):
+                raise ConfigError(f"--bias={token}:{value}: it must be a finite number; ban a token by --banned.")
+        if both := sorted(set(self.banned) & set(self.forced)):
+            raise ConfigError(f"--banned={both[0]} contradicts --forced={both[0]}: leave one of them out.")
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Refuse tokens that a vocabulary of this size does not have.
+
+        Raises:
+          ConfigError: names the token, or a ban of all tokens.
+        """
+        lists = {"bias": [token for token, _ in self.bias], "banned": self.banned, "forced": self.forced}
+        for name, tokens in lists.items():
+            wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
+            if wrong is not None:
+                raise ConfigError(f"--{name}={wrong}: there is no such token; they go from 0 to {vocabulary - 1}.")
+        if len(set(self.banned)) == vocabulary:
+            raise ConfigError(f"--banned: all {vocabulary} tokens are banned, so that there is nothing to choose.")
 
 
-def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+@flax.struct.dataclass
+class Choice:
+    """The settings of `Sampling` for each row, as arrays."""
+
+    temperature_B: Array
+    top_k_B: Array
+    top_p_B: Array
+    min_p_B: Array
+    typical_p_B: Array
+    epsilon_B: Array
+    eta_B: Array
+    repetition_penalty_B: Array
+    presence_penalty_B: Array
+    frequency_penalty_B: Array
+    biased_B: Array  # Whether `bias_BV` has anything to say.
+    bias_BV: Array  # -inf for banned tokens.
+    forced_BF: Array  # -1 where nothing is forced.
+
+    @staticmethod
+    def of(samplings: Sequence[Sampling], vocabulary: int, forced: int = 0) -> Choice:
+        """The settings of one row after another, with room for `forced` forced tokens (at least for those there are).
+
+        Raises:
+          ConfigError: a token that the vocabulary does not have.
+        """
+        bias_BV = np.zeros((len(samplings), vocabulary), np.float32)
+        longest = max(forced, 1, *(len(sampling.forced) for sampling in samplings))
+        forced_BF = np.full((len(samplings), longest), -1, np.int32)
+        for row, sampling in enumerate(samplings):
+            sampling.check_tokens(vocabulary)
+            for token, value in sampling.bias:
+                bias_BV[row, token] += value
+            bias_BV[row, list(sampling.banned)] = -np.inf
+            forced_BF[row, : len(sampling.forced)] = sampling.forced
+        numbers = {
+            f"{name}_B": np.array([getattr(sampling, name) for sampling in samplings], dtype)
+            for name, dtype in NUMBERS.items()
+        }
+        biased_B = np.array([bool(sampling.bias or sampling.banned) for sampling in samplings])
+        return Choice(**numbers, biased_B=biased_B, bias_BV=bias_BV, forced_BF=forced_BF)
+
+
+NUMBERS = {
+    "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32, "typical_p": np.float32,
+    "epsilon": np.float32, "eta": np.float32, "repetition_penalty": np.float32, "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+}  # fmt: skip
+
+
+@flax.struct.dataclass
+class History:
+    """What the penalties count."""
+
+    prompt_BV: Array  # Whether a token stands in the prompt, bool.
+    written_BV: Array  # How often it has been written since, int32.
+
+    @staticmethod
+    def of(prompts: Sequence[Sequence[int]], vocabulary: int) -> History:
+        """Nothing is written yet."""
+        prompt_BV = np.zeros((len(prompts), vocabulary), bool)
+        for row, prompt in enumerate(prompts):
+            prompt_BV[row, list(prompt)] = True
+        return History(prompt_BV, np.zeros(prompt_BV.shape, np.int32))
+
+    def add(self, token_B: jax.Array, count_B: jax.Array) -> History:
+        """The token of each row has been written `count_B` (int32) times more."""
+        row_B = jnp.arange(token_B.shape[0])
+        return History(self.prompt_BV, jnp.asarray(self.written_BV).at[row_B, token_B].add(count_B))
+
+
+def adjust(logits_BV: jax.Array, choice: Choice, history: History) -> jax.Array:
+    """Logits [B,V] float32 with bias, penalties and bans: what is greedily chosen from."""
+
+    def biased(logits_BV: jax.Array) -> jax.Array:
+        # A ban may be added before the penalties: none of them makes -inf anything else.
+        return logits_BV + choice.bias_BV
+
+    def penalized(logits_BV: jax.Array) -> jax.Array:
+        penalty_B1 = _column(choice.repetition_penalty_B)
+        written_BV = jnp.asarray(history.written_BV)
+        punished_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+        logits_BV = jnp.where(history.prompt_BV | (written_BV > 0), punished_BV, logits_BV)
+        presence_BV = jnp.where(written_BV > 0, _column(choice.presence_penalty_B), 0.0)
+        return logits_BV - presence_BV - written_BV.astype(jnp.float32) * _column(choice.frequency_penalty_B)
+
+    penalizes_B = (choice.repetition_penalty_B != 1) | (choice.presence_penalty_B != 0)
+    penalizes_B |= choice.frequency_penalty_B != 0
+    logits_BV = _where_asked(choice.biased_B, biased, logits_BV)
+    return _where_asked(penalizes_B, penalized, logits_BV)
+
+
+def filter_logits(logits_BV: jax.Array, choice: Choice) -> jax.Array:
     """Logits [B,V] float32 of the distribution that is drawn from; -inf where a token was cut off."""
-    logits_BV = logits_BV / sampling.temperature
-    if 0 < sampling.top_k < logits_BV.shape[-1]:
-        lowest_kept_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < lowest_kept_B1, -jnp.inf, logits_BV)
-    if sampling.top_p < 1:
-        order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
-        sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
-        before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV  # Mass of all that is likelier.
-        kept_BV = jnp.take_along_axis(before_BV < sampling.top_p, jnp.argsort(order_BV, axis=-1), axis=-1)
-        logits_BV = jnp.where(kept_BV, logits_BV, -jnp.inf)
-    if sampling.min_p > 0:
+    V = logits_BV.shape[-1]
+    logits_BV = logits_BV / _column(jnp.where(choice.temperature_B > 0, choice.temperature_B, 1.0))
+    limits_k_B = (choice.top_k_B > 0) & (choice.top_k_B < V)
+    sorts_B = limits_k_B | (choice.top_p_B < 1)
+    others_B = (choice.epsilon_B > 0) | (choice.eta_B > 0) | (choice.min_p_B > 0) | (choice.typical_p_B < 1)
+
+    def by_rank(logits_BV: jax.Array) -> jax.Array:
+        sorted_BV, order_BV = jax.lax.top_k(logits_BV, V)
+        last_B = jnp.where(limits_k_B, choice.top_k_B, V) - 1
+        lowest_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
+        share_BV = jax.nn.softmax(jnp.where(sorted_BV < lowest_B1, -jnp.inf, sorted_BV), axis=-1)
+        before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # Mass of all that is likelier.
+        kept_BV = (before_BV < _column(choice.top_p_B)) | _column(choice.top_p_B >= 1)
+        kept_BV = kept_BV.at[:, 0].set(True)
+        row_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+        kept_BV = jnp.zeros_like(kept_BV).at[row_B1, order_BV].set(kept_BV)
+        return jnp.where(kept_BV & (logits_BV >= lowest_B1), logits_BV, -jnp.inf)
+
+    def by_probability(logits_BV: jax.Array) -> jax.Array:
         highest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < highest_B1 + jnp.log(sampling.min_p), -jnp.inf, logits_BV)
-    return logits_BV
+        logits_BV = jnp.where(logits_BV < highest_B1 + jnp.log(_column(choice.min_p_B)), -jnp.inf, logits_BV)
+        logits_BV = _where_asked(choice.typical_p_B < 1, lambda x_BV: _typical(x_BV, choice.typical_p_B), logits_BV)
+        # The second of the two looks at what the first left.
+        for least_of in (
+            lambda logprob_BV: _column(choice.epsilon_B),
+            lambda logprob_BV: jnp.minimum(
+                _column(choice.eta_B), jnp.sqrt(_column(choice.eta_B)) * jnp.exp(-_entropy(logprob_BV))
+            ),
+        ):
+            logprob_BV = jax.nn.log_softmax(logits_BV)
+            cut_BV = (jnp.exp(logprob_BV) < least_of(logprob_BV)) & (logits_BV < highest_B1)
+            logits_BV = jnp.where(cut_BV, -jnp.inf, logits_BV)
+        return logits_BV
+
+    return _where_asked(others_B, by_probability, _where_asked(sorts_B, by_rank, logits_BV))
 
 
-def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token per row, [B] int32; each row draws with its own key, so that no row depends on its neighbours."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    draw = jax.vmap(jax.random.categorical)
-    return draw(keys_B, filter_logits(logits_BV, sampling)).astype(jnp.int32)
+def _typical(logits_BV: jax.Array, mass_B: Array) -> jax.Array:
+    logprob_BV = jax.nn.log_softmax(logits_BV)
+    away_BV = jnp.abs(-logprob_BV - _entropy(logprob_BV))
+    near_BV, order_BV = jax.lax.top_k(-away_BV, logits_BV.shape[-1])
+    mass_BV = jnp.cumsum(jnp.exp(jnp.take_along_axis(logprob_BV, order_BV, axis=-1)), axis=-1)
+    last_B1 = jnp.sum(mass_BV < _column(mass_B), axis=-1, keepdims=True)
+    limit_B1 = -jnp.take_along_axis(near_BV, jnp.minimum(last_B1, logits_BV.shape[-1] - 1), axis=-1)
+    return jnp.where((away_BV > limit_B1) & _column(mass_B < 1), -jnp.inf, logits_BV)
+
+
+def _entropy(logprob_BV: jax.Array) -> jax.Array:
+    """In nats, [B,1]; what has been cut off adds nothing."""
+    plogp_BV = jnp.where(logprob_BV > -jnp.inf, jnp.exp(logprob_BV) * logprob_BV, 0.0)
+    return -jnp.sum(plogp_BV, axis=-1, keepdims=True)
+
+
+def choose(logits_BV: jax.Array, keys_B: jax.Array, choice: Choice, history: History, place_B: jax.Array) -> jax.Array:
+    """One token per row, [B] int32; each row draws with its own key, so that no row depends on its neighbours.
+
+    Args:
+      logits_BV: the network's, float32.
+      keys_B: used once.
+      place_B: how many tokens have been written in each row, int32.
+    """
+    logits_BV = adjust(logits_BV, choice, history)
+    likeliest_B = jnp.argmax(logits_BV, axis=-1)
+    draws_B = jnp.asarray(choice.temperature_B > 0)
+    token_B = jax.lax.cond(
+        jnp.any(draws_B),
+        lambda: jnp.where(
+            draws_B, jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, choice)), likeliest_B
+        ),
+        lambda: likeliest_B,
+    ).astype(jnp.int32)
+    F = choice.forced_BF.shape[1]
+    at_B1 = jnp.minimum(place_B, F - 1)[:, None]
+    forced_B = jnp.take_along_axis(jnp.asarray(choice.forced_BF), at_B1, axis=1)[:, 0]
+    return jnp.where((forced_B >= 0) & (place_B < F), forced_B, token_B)
+
+
+def _where_asked(asks_B: Array, change: Callable[[jax.Array], jax.Array], logits_BV: jax.Array) -> jax.Array:
+    """`change(logits)` if any row asks for it; for a row that does not, it changes nothing."""
+    return jax.lax.cond(jnp.any(jnp.asarray(asks_B)), change, lambda logits_BV: logits_BV, logits_BV)
+
+
+def _column(setting_B: Array) -> jax.Array:
+    return jnp.asarray(setting_B)[:, None]

@@ -1,12 +1,14 @@
 """Prefill once, then one compiled loop with a KV cache: no Python per token.
 
-The loop runs in chunks so that text can be shown while the next chunk is computed.
+The loop runs in chunks so that text can be shown while the next chunk is computed, and so that the engine can let texts
+join and leave between chunks.
 
-Shapes: B rows, T prompt length, S cache slots, V vocabulary.
+Shapes: B rows, T prompt length, S cache slots, V vocabulary, C tokens of a chunk, E tokens that end a text.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 from configs.convert import check_length, longest_text, translates
 from configs.schema import Config
 from model.generate.cache import empty_cache
-from model.generate.choose import Sampling, choose
+from model.generate.choose import Choice, History, Sampling, choose
 from model.source import Source
 
 CHUNK = 16  # Tokens per call of the compiled loop: a trade between smooth streaming and few calls.
@@ -36,13 +38,70 @@ class Chunk(NamedTuple):
 
 
 @flax.struct.dataclass
-class State:
-    """Everything that goes from one token to the next."""
+class Prefilled:
+    """A cache that has read the prompts, and what the network expects next."""
 
     cache: Any
     logits_BV: jax.Array
     position_B: jax.Array  # Of the token that is chosen next.
-    done_B: jax.Array
+
+
+@flax.struct.dataclass
+class Rows:
+    """What is known of each text, besides its cache; all of it are arrays, so that one program serves all settings."""
+
+    logits_BV: Any
+    position_B: Any  # Of the token that is chosen next.
+    written_B: Any  # Tokens written so far.
+    limit_B: Any  # The most tokens to write.
+    done_B: Any  # Nothing more is written; also where there is no text.
+    seed_B: Any  # uint32
+    ends_BE: Any  # Tokens that end the text, filled up with -1.
+    top_B: Any  # How many of the likeliest tokens are asked for.
+    choice: Choice
+    history: History
+
+    @staticmethod
+    def of(
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        vocabulary: int,
+        *,
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        ends: Sequence[Sequence[int]],
+        tops: Sequence[int],
+        max_ends: int = 1,
+        max_forced: int = 0,
+    ) -> Rows:
+        """Texts of which nothing is written yet, as arrays of the host; the logits are still to come.
+
+        Raises:
+          ConfigError: a setting names a token that the vocabulary does not have.
+        """
+        ends_BE = np.full((len(prompts), max(max_ends, *map(len, ends))), -1, np.int32)
+        for row, tokens in enumerate(ends):
+            ends_BE[row, : len(tokens)] = tokens
+        return Rows(
+            logits_BV=np.zeros((len(prompts), vocabulary), np.float32),
+            position_B=np.array([len(prompt) for prompt in prompts], np.int32),
+            written_B=np.zeros(len(prompts), np.int32),
+            limit_B=np.array(limits, np.int32),
+            done_B=np.array(limits, np.int32) <= 0,
+            seed_B=np.array([seed % 2**32 for seed in seeds], np.uint32),
+            ends_BE=ends_BE,
+            top_B=np.array(tops, np.int32),
+            choice=Choice.of(samplings, vocabulary, max_forced),
+            history=History.of(prompts, vocabulary),
+        )
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that goes from one token to the next."""
+
+    cache: Any
+    rows: Rows
 
 
 def generate(
@@ -70,23 +129,26 @@ def generate(
 
     Raises:
       ValueError: an empty prompt.
-      ConfigError: a prompt longer than a learned position table.
+      ConfigError: a prompt longer than a learned position table; a setting of a token that is not there.
     """
     if not prompts or not min(map(len, prompts)) or (sources is not None and not min(map(len, sources))):
         raise ValueError("A prompt needs at least one token.")
     max_tokens = room_for(module.config, prompts, max_tokens)
-    state = prefill(module, params, prompts, max_tokens, ends[0], sources)
-    ends_E = jnp.array(ends, jnp.int32)
-    keys_B = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
+    B = len(prompts)
+    rows = Rows.of(
+        prompts, [sampling] * B, module.config.tokenizer.vocab_size,
+        limits=[max_tokens] * B, seeds=seeds, ends=[ends] * B, tops=[top] * B,
+    )  # fmt: skip
+    read = prefill(module, params, prompts, max_tokens, ends[0], sources)
+    state = State(read.cache, jax.tree.map(jnp.asarray, dataclasses.replace(rows, logits_BV=read.logits_BV)))
 
-    ahead: tuple[State, tuple[jax.Array, ...]] | None = None
+    ahead: tuple[State, Written] | None = None
     for start in range(0, max_tokens, CHUNK):
-        state, out = ahead or decode_chunk(module, sampling, top, params, state, keys_B, ends_E)
+        state, written = ahead or decode_chunk(module, CHUNK, top, params, state)
         # The next chunk is on its way before this one is read, unless this is the last.
-        more = start + CHUNK < max_tokens
-        ahead = decode_chunk(module, sampling, top, params, state, keys_B, ends_E) if more else None
-        yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in out))
-        if bool(jnp.all(state.done_B)):
+        ahead = decode_chunk(module, CHUNK, top, params, state) if start + CHUNK < max_tokens else None
+        yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in written[:4]))
+        if bool(np.all(np.asarray(written.done_B))):
             return
 
 
@@ -104,7 +166,7 @@ def prefill(
     max_tokens: int,
     end: int,
     sources: Sequence[Sequence[int]] | None = None,
-) -> State:
+) -> Prefilled:
     """Read all prompts (and sources) at once, into a cache with room for `max_tokens` more.
 
     Raises:
@@ -139,7 +201,7 @@ def _padded(rows: Sequence[Sequence[int]], end: int) -> np.ndarray:
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _prefill(
     module: Any, params: Any, cache: Any, tokens_BT: jax.Array, lengths_B: jax.Array, source: Source | None
-) -> State:
+) -> Prefilled:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
     logits_BTV, variables = module.apply(
@@ -147,28 +209,61 @@ def _prefill(
     )
     last_B11 = (lengths_B - 1)[:, None, None]
     logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
-    return State(variables["cache"], logits_BV, lengths_B, jnp.zeros(len(lengths_B), bool))
+    return Prefilled(variables["cache"], logits_BV, lengths_B)
 
 
-# The state is not donated: the caller still reads `done_B` of the state that the next chunk starts from.
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def decode_chunk(
-    module: Any, sampling: Sampling, top: int, params: Any, state: State, keys_B: jax.Array, ends_E: jax.Array
-) -> tuple[State, tuple[jax.Array, ...]]:
-    """Choose CHUNK tokens, one after another, each read back into the network."""
+class Written(NamedTuple):
+    """What a chunk of the loop wrote, as arrays of the device; see `Chunk`."""
+
+    tokens_BC: jax.Array
+    logprobs_BC: jax.Array
+    top_tokens_BCK: jax.Array
+    top_logprobs_BCK: jax.Array
+    done_B: jax.Array  # After the chunk.
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def decode_chunk(module: Any, length: int, top: int, params: Any, state: State) -> tuple[State, Written]:
+    """Choose `length` tokens, one after another, each read back into the network.
+
+    A row that is done repeats the first token that ends it, and reads nothing more.
+    """
 
     def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
-        logprobs_BV = jax.nn.log_softmax(state.logits_BV)
-        step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.position_B)
-        token_B = jnp.where(state.done_B, ends_E[0], choose(state.logits_BV, step_keys_B, sampling))
-        logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
-        top_logprobs_BK, top_tokens_BK = jax.lax.top_k(logprobs_BV, top)
-        logits_BTV, variables = module.apply(
-            {"params": params, "cache": state.cache}, token_B[:, None], state.position_B[:, None], mutable=["cache"]
+        rows = state.rows
+        logprobs_BV = jax.nn.log_softmax(rows.logits_BV)
+        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
+            rows.seed_B, rows.position_B
         )
-        is_end_B = jnp.any(token_B[:, None] == ends_E[None], axis=-1)
-        after = State(variables["cache"], logits_BTV[:, 0], state.position_B + 1, state.done_B | is_end_B)
-        return after, (token_B, logprob_B, top_tokens_BK, top_logprobs_BK)
+        token_B = choose(rows.logits_BV, keys_B, rows.choice, rows.history, rows.written_B)
+        token_B = jnp.where(rows.done_B, jnp.maximum(rows.ends_BE[:, 0], 0), token_B)
+        logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
+        top_logprobs_BK, top_tokens_BK = _likeliest(logprobs_BV, top, rows.top_B)
+        goes_B = 1 - rows.done_B.astype(jnp.int32)
+        logits_BTV, variables = module.apply(
+            {"params": params, "cache": state.cache},
+            token_B[:, None], rows.position_B[:, None], goes_B[:, None], mutable=["cache"],
+        )  # fmt: skip
+        written_B = rows.written_B + goes_B
+        is_end_B = jnp.any(token_B[:, None] == rows.ends_BE, axis=-1) | (written_B >= rows.limit_B)
+        after = dataclasses.replace(
+            rows,
+            logits_BV=logits_BTV[:, 0],
+            position_B=rows.position_B + goes_B,
+            written_B=written_B,
+            done_B=rows.done_B | is_end_B,
+            history=rows.history.add(token_B, goes_B),
+        )
+        return State(variables["cache"], after), (token_B, logprob_B, top_tokens_BK, top_logprobs_BK)
 
-    state, out = jax.lax.scan(one_token, state, length=CHUNK)
-    return state, tuple(jnp.moveaxis(array, 0, 1) for array in out)
+    state, out = jax.lax.scan(one_token, state, length=length)
+    tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK = (jnp.moveaxis(array, 0, 1) for array in out)
+    return state, Written(tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK, state.rows.done_B)
+
+
+def _likeliest(logprobs_BV: jax.Array, top: int, asked_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and tokens [B,top], best first; zeros if no row asks for any."""
+    top = min(top, logprobs_BV.shape[1])
+    B, find = logprobs_BV.shape[0], lambda: tuple(jax.lax.top_k(logprobs_BV, top))
+    nothing = jnp.zeros((B, top), logprobs_BV.dtype), jnp.zeros((B, top), jnp.int32)
+    return jax.lax.cond(jnp.any(asked_B > 0), find, lambda: nothing) if top else nothing

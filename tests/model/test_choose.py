@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +9,33 @@ import pytest
 from scipy.stats import chisquare
 
 from model.generate import Sampling
-from model.generate.choose import choose, filter_logits
+from model.generate.choose import Choice, History, choose, filter_logits
 
 # Shuffled, so that an order by number would show.
 PROBABILITIES = np.array([0.05, 0.3, 0.02, 0.15, 0.4, 0.08])
 LOGITS_BV = np.log(PROBABILITIES)[None].astype(np.float32) + 7  # A constant changes nothing.
-filtered = partial(jax.jit, static_argnums=1)(filter_logits)
-drawn = partial(jax.jit, static_argnums=2)(choose)
+# One program for all settings, as in a decoding loop.
+_filter, _choose = jax.jit(filter_logits), jax.jit(choose)
+
+
+def filtered(logits_BV, sampling):
+    B, V = logits_BV.shape
+    return np.asarray(_filter(logits_BV, Choice.of([sampling] * B, V)))
+
+
+def drawn(logits_BV, keys_B, sampling, prompt=(), written=()):
+    """A token for each row, all with the same settings and the same text so far."""
+    B, V = logits_BV.shape
+    one = Choice.of([sampling], V, forced=4), History.of([prompt], V)
+    choice, history = jax.tree.map(lambda x: np.broadcast_to(x, (B, *x.shape[1:])), one)
+    counts_BV = np.broadcast_to(np.bincount(written, minlength=V).astype(np.int32), (B, V))
+    place_B = np.full(B, len(written), np.int32)
+    return _choose(logits_BV, keys_B, choice, history.replace(written_BV=counts_BV), place_B)
 
 
 def distribution(**settings):
     """The probabilities that are drawn from."""
-    exp = np.exp(np.asarray(filtered(LOGITS_BV, Sampling(**settings))[0], np.float64))
+    exp = np.exp(filtered(LOGITS_BV, Sampling(**settings))[0].astype(np.float64))
     return exp / exp.sum()
 
 

@@ -1,0 +1,419 @@
+"""Many texts at once, each coming and going as it likes: continuous batching (Yu et al. 2022, "Orca").
+
+The engine owns a cache with room for `slots` texts. A request waits until a slot is free; its prompt is read into the
+slot in pieces of PIECE tokens, between which the other texts go on; then its row takes part in the one compiled loop
+until it ends, and the slot is free again. Every program has one shape whatever is asked for, so nothing is compiled
+under load, and a text does not depend on what else is in the batch: it is computed by the same program on the same
+numbers.
+
+What the beginnings of prompts leave in the cache is kept as blocks of PIECE tokens, each under a digest of all tokens
+up to its end, and copied where a later prompt begins with the same tokens. A block is what the same program computed
+from the same tokens, so that a copy changes nothing.
+
+Shapes: B slots, V vocabulary, C tokens of a piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.convert import check_length, fills_in, longest_text, translates
+from configs.schema import ConfigError
+from model import Head, Source
+from model.generate.cache import block_of, empty_cache, row_of, with_block, with_row
+from model.generate.choose import Sampling
+from model.generate.decode import Rows, State, Written, bucket, decode_chunk
+from model.transformer import softcap
+
+PIECE = 64  # Tokens of a prompt that are read at once, and of a block of the prefix cache.
+PIECES = 4  # Pieces that are read between two chunks of the loop, so that who writes need not wait for who reads.
+PLAIN = Sampling()  # The network's own distribution.
+ENDS = 16  # The most tokens that may end a text.
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to write."""
+
+    tokens: tuple[int, ...]  # The prompt; a translator's: what its target begins with.
+    sampling: Sampling = PLAIN
+    max_tokens: int = 128  # The most to write; less where the engine's room ends. 0 needs `prompt_logprobs`.
+    seed: int = 0
+    ends: tuple[int, ...] = ()  # Tokens that end the text.
+    top: int = 0  # How many of the likeliest tokens to report at each place.
+    source: tuple[int, ...] | None = None  # What a translator translates.
+    prompt_logprobs: bool = False  # Whether to report the log-probability of each token of the prompt as well.
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text, with the natural logarithm of its probability before temperature and filters.
+
+    `top` are the likeliest tokens at its place with theirs, best first. `finish` tells how the text ended with it:
+    "end" (a token of `ends`), "length", or "" if it goes on.
+    """
+
+    id: int
+    logprob: float  # NaN for the first token of a prompt, before which nothing stands.
+    top: tuple[tuple[int, float], ...] = ()
+    finish: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step brought for one request."""
+
+    ticket: int
+    tokens: tuple[Token, ...]  # Empty only for a request of no tokens, which ends with its prompt.
+    prompt: tuple[Token, ...] | None = None  # In the request's first event, if it was asked for.
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine is doing."""
+
+    queued: int  # Requests that wait for a slot.
+    active: int  # Requests that have one.
+    slots: int
+    cache_tokens: int  # Tokens of texts in the cache.
+    cache_capacity: int
+    prefix_hits: int  # Tokens of prompts that were copied and not computed, since the engine was made.
+    generated: int  # Tokens written since then.
+
+
+@dataclass
+class _Text:
+    """A request in its slot."""
+
+    ticket: int
+    request: Request
+    limit: int  # The most tokens to write.
+    read: int = 0  # Tokens of the prompt in the cache.
+    written: int = 0
+    digest: bytes = b""  # Of the tokens read so far.
+    prompt: list[Token] = field(default_factory=list)
+    cancelled: bool = False
+
+
+class Engine:
+    """Writes the texts of all requests; one thread owns it, and calls `step` in a loop.
+
+    With a mesh set (`jax.set_mesh`) where it is made and used, parameters lie as they came, and the cache is spread
+    over the mesh by its logical axes.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        params: Any,
+        *,
+        slots: int = 8,
+        length: int = 1024,
+        top: int = 20,
+        chunk: int = 8,
+        source_length: int | None = None,
+        prefix_tokens: int | None = None,
+    ) -> None:
+        """Make room for texts.
+
+        Args:
+          slots: texts that are written at the same time.
+          length: the most tokens of a prompt and its text together; rounded up to a multiple of PIECE, and at most
+            what a learned position table has.
+          top: the most of the likeliest tokens that a request may ask for.
+          chunk: tokens that each text writes in a step; requests join and leave between steps.
+          source_length: the most tokens of what a translator translates, by default `length`.
+          prefix_tokens: tokens of prompts' beginnings to keep; by default half of what the slots hold. 0 keeps none.
+
+        Raises:
+          ConfigError: a network that writes no text, or a size below 1.
+        """
+        config = module.config
+        for name, value in (("slots", slots), ("length", length), ("chunk", chunk)):
+            if value < 1:
+                raise ConfigError(f"--{name}={value}: it must be at least 1.")
+        if fills_in(config):
+            raise ConfigError(f"--model.network={config.model.network} fills in what is masked; it does not write.")
+        self.module, self.params, self.chunk = module, params, chunk
+        self.top = min(top, config.tokenizer.vocab_size)
+        self.length = min(length, longest_text(config) or length)
+        self._room = -(-self.length // PIECE) * PIECE
+        self._source_slots = 0
+        if translates(config):
+            self.source_length = min(source_length or length, longest_text(config) or length)
+            self._source_slots = _source_bucket(self.source_length)
+        self._queue: deque[_Text] = deque()
+        self._slots: list[_Text | None] = [None] * slots
+        self._tickets = 0
+        self._generated = self._hits = 0
+        self._blocks: OrderedDict[bytes, Any] = OrderedDict()
+        tokens = slots * self._room // 2 if prefix_tokens is None else prefix_tokens
+        self._max_blocks = 0 if translates(config) else tokens // PIECE
+        nobody = self._rows(Request((0,)), 0)
+        rows = jax.tree.map(lambda x: np.repeat(x, slots, axis=0), nobody)
+        self._state = State(empty_cache(config, slots, self._room, self._source_slots), jax.device_put(rows))
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; return its ticket.
+
+        Raises:
+          ConfigError: it cannot be run; the message names the field.
+        """
+        self._check(request)
+        self._tickets += 1
+        limit = min(request.max_tokens, self.length - len(request.tokens))
+        self._queue.append(_Text(self._tickets, request, limit))
+        return self._tickets
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a request, wherever it is: its slot is free at the next step. Unknown tickets are ignored."""
+        for text in (*self._queue, *self._slots):
+            if text is not None and text.ticket == ticket:
+                text.cancelled = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._queue) or any(text is not None for text in self._slots)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What is going on now."""
+        texts = [text for text in self._slots if text is not None]
+        return EngineStats(
+            queued=len(self._queue),
+            active=len(texts),
+            slots=len(self._slots),
+            cache_tokens=sum(text.read + text.written for text in texts),
+            cache_capacity=len(self._slots) * self.length,
+            prefix_hits=self._hits,
+            generated=self._generated,
+        )
+
+    def step(self) -> list[Event]:
+        """Let requests leave and join, read some of their prompts, write a few tokens of each text."""
+        self._drop_cancelled()
+        for slot, text in enumerate(self._slots):
+            if text is None and self._queue:
+                self._slots[slot] = self._queue.popleft()
+        events = self._read_prompts()
+        if any(text is not None and self._writes(text) for text in self._slots):
+            self._state, written = decode_chunk(self.module, self.chunk, self.top, self.params, self._state)
+            events.extend(self._collect(written))
+        return events
+
+    def _check(self, request: Request) -> None:
+        config, V = self.module.config, self.module.config.tokenizer.vocab_size
+        if not request.tokens:
+            raise ConfigError("The prompt is empty: it needs at least one token.")
+        for name, tokens in (("tokens", request.tokens), ("source", request.source or ())):
+            if wrong := [token for token in tokens if not 0 <= token < V]:
+                raise ConfigError(f"{name}: there is no token {wrong[0]}; they go from 0 to {V - 1}.")
+        request.sampling.check_tokens(V)
+        if request.max_tokens < (0 if request.prompt_logprobs else 1):
+            raise ConfigError(f"max_tokens={request.max_tokens}: it must be at least 1.")
+        if not 0 <= request.top <= self.top:
+            raise ConfigError(f"top={request.top}: it must be from 0 to {self.top}.")
+        if len(request.ends) > ENDS:
+            raise ConfigError(f"ends: {len(request.ends)} tokens; at most {ENDS} may end a text.")
+        longest = self.length - (1 if request.max_tokens else 0)
+        check_length(config, len(request.tokens))
+        if len(request.tokens) > longest:
+            raise ConfigError(
+                f"The prompt has {len(request.tokens)} tokens, and there is room for {longest}: shorten it."
+            )
+        if len(request.sampling.forced) > self.length - len(request.tokens):
+            raise ConfigError(f"--forced: there is no room for {len(request.sampling.forced)} tokens after the prompt.")
+        if translates(config) != (request.source is not None):
+            raise ConfigError(
+                f"A network of the kind {config.model.network} takes a source if it translates, only then."
+            )
+        if request.source is not None:
+            check_length(config, len(request.source))
+            if not 1 <= len(request.source) <= self.source_length:
+                raise ConfigError(
+                    f"What is translated has {len(request.source)} tokens: it must be 1 to {self.source_length}."
+                )
+
+    def _rows(self, request: Request, limit: int) -> Rows:
+        """The row of a request, as arrays of the host with one row."""
+        return Rows.of(
+            [request.tokens], [request.sampling], self.module.config.tokenizer.vocab_size,
+            limits=[limit], seeds=[request.seed], ends=[request.ends], tops=[request.top],
+            max_ends=ENDS, max_forced=self.length,
+        )  # fmt: skip
+
+    def _writes(self, text: _Text) -> bool:
+        return text.read == len(text.request.tokens)
+
+    def _drop_cancelled(self) -> None:
+        self._queue = deque(text for text in self._queue if not text.cancelled)
+        for slot, text in enumerate(self._slots):
+            if text is not None and text.cancelled:
+                self._slots[slot] = None
+                if self._writes(text):
+                    self._state = dataclasses.replace(self._state, rows=_stop(self._state.rows, np.int32(slot)))
+
+    def _read_prompts(self) -> list[Event]:
+        """Read up to PIECES pieces of prompts, the earliest request's first; return those that end with it."""
+        events: list[Event] = []
+        reading = [(text.ticket, slot) for slot, text in enumerate(self._slots) if text and not self._writes(text)]
+        pieces = 0
+        for _, slot in sorted(reading):
+            text = self._slots[slot]
+            assert text is not None
+            while pieces < PIECES and not self._writes(text):
+                pieces += self._read_piece(slot, text)
+            if self._writes(text) and not text.limit:
+                events.append(Event(text.ticket, (), tuple(text.prompt)))
+                self._slots[slot] = None
+        return events
+
+    def _read_piece(self, slot: int, text: _Text) -> bool:
+        """Read the next piece of a prompt, or copy it; return whether anything was computed."""
+        tokens, start, row = text.request.tokens, np.int32(text.read), np.int32(slot)
+        piece = np.array(tokens[text.read : text.read + PIECE], np.int32)
+        last = text.read + len(piece) == len(tokens)
+        text.digest = hashlib.blake2b(text.digest + piece.tobytes(), digest_size=16).digest()
+        # The last piece is always computed: it tells what comes next.
+        block = None if last or text.request.prompt_logprobs else self._blocks.get(text.digest)
+        if block is not None:
+            self._blocks.move_to_end(text.digest)
+            self._state = dataclasses.replace(self._state, cache=_put_block(self._state.cache, row, start, block))
+            text.read += PIECE
+            self._hits += PIECE
+            return False
+        source = None
+        if text.request.source is not None and text.read == 0:
+            source = _source(text.request.source, min(_source_bucket(len(text.request.source)), self._source_slots))
+        padded_C, scores = np.zeros(PIECE, np.int32), text.request.prompt_logprobs
+        padded_C[: len(piece)] = piece
+        cache, logits_CV = _read(
+            self.module, scores, self.params, self._state.cache, row, padded_C, start, np.int32(len(piece)), source
+        )
+        self._state = dataclasses.replace(self._state, cache=cache)
+        if scores:
+            self._report_prompt(text, logits_CV[: len(piece)])
+        text.read += len(piece)
+        if last:
+            one = self._rows(text.request, text.limit)
+            logits_V = logits_CV[len(piece) - 1 if scores else 0]
+            self._state = dataclasses.replace(self._state, rows=_enter(self._state.rows, row, one, logits_V))
+        elif self._max_blocks and text.digest not in self._blocks:
+            self._blocks[text.digest] = _take_block(cache, row, start)
+            if len(self._blocks) > self._max_blocks:
+                self._blocks.popitem(last=False)
+        return True
+
+    def _report_prompt(self, text: _Text, logits_CV: jax.Array) -> None:
+        """The tokens behind each of the piece's, with what the network gave them."""
+        logprobs_CV = np.asarray(jax.nn.log_softmax(logits_CV))
+        if not text.prompt:
+            text.prompt.append(Token(text.request.tokens[0], float("nan")))
+        following = text.request.tokens[text.read + 1 : text.read + 1 + len(logprobs_CV)]
+        for token, logprobs_V in zip(following, logprobs_CV, strict=False):
+            likeliest = np.argsort(-logprobs_V, kind="stable")[: text.request.top]
+            top = tuple((int(other), float(logprobs_V[other])) for other in likeliest)
+            text.prompt.append(Token(token, float(logprobs_V[token]), top))
+
+    def _collect(self, written: Written) -> list[Event]:
+        """What the loop wrote, for each request; those that have ended leave."""
+        tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK, _ = jax.device_get(written)
+        events = []
+        for slot, text in enumerate(self._slots):
+            if text is None or not self._writes(text):
+                continue
+            request, tokens = text.request, []
+            prompt = tuple(text.prompt) if request.prompt_logprobs and not text.written else None
+            for place in range(tokens_BC.shape[1]):
+                id = int(tokens_BC[slot, place])
+                text.written += 1
+                finish = "end" if id in request.ends else "length" if text.written == text.limit else ""
+                likeliest = zip(top_BCK[slot, place], top_logprobs_BCK[slot, place], strict=True)
+                top = tuple((int(other), float(logprob)) for other, logprob in list(likeliest)[: request.top])
+                tokens.append(Token(id, float(logprobs_BC[slot, place]), top, finish))
+                if finish:
+                    self._slots[slot] = None
+                    break
+            self._generated += len(tokens)
+            events.append(Event(text.ticket, tuple(tokens), prompt))
+        return events
+
+
+def _source_bucket(length: int) -> int:
+    """Sources are padded to a power of two, from what `bucket` pads to on."""
+    size = bucket(1)
+    while size < length:
+        size *= 2
+    return size
+
+
+def _source(tokens: tuple[int, ...], size: int) -> Source:
+    padded_BS = np.zeros((1, size), np.int32)
+    padded_BS[0, : len(tokens)] = tokens
+    return Source.of(jnp.asarray(padded_BS), jnp.array([len(tokens)], jnp.int32))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _read(
+    module: Any,
+    scores: bool,
+    params: Any,
+    cache: Any,
+    row: jax.Array,
+    tokens_C: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    source: Source | None,
+) -> tuple[Any, jax.Array]:
+    """Read `length` tokens of a row's text from position `start` on; return the cache and logits.
+
+    The logits are [1,V], of what follows the last token, or with `scores` [C,V], of what follows each.
+    """
+    places_C = jnp.arange(PIECE, dtype=jnp.int32)
+    mine = row_of(cache, row)
+    if source is not None:
+        # What is kept of a source is as long as the source is padded to; behind it, its row is segment 0: nothing.
+        mine = mine | {"source_segments": jnp.zeros_like(mine["source_segments"])}
+        cache = with_row(cache, row, mine)
+    hidden_BCD, variables = module.apply(
+        {"params": params, "cache": mine},
+        tokens_C[None], (start + places_C)[None], (places_C < length).astype(jnp.int32)[None],
+        source=source, head=False, mutable=["cache"],
+    )  # fmt: skip
+    if not scores:
+        hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BCD, length - 1, 1, axis=1)
+    scores_BCV: Any = Head(module.config).apply({"params": params}, hidden_BCD)
+    return with_row(cache, row, variables["cache"]), softcap(module.config, scores_BCV)[0]
+
+
+@partial(jax.jit, donate_argnums=0)
+def _enter(rows: Rows, row: jax.Array, one: Rows, logits_V: jax.Array) -> Rows:
+    """Put a text into a row."""
+    rows = jax.tree.map(lambda all_B, one_1: all_B.at[row].set(one_1[0]), rows, one)
+    return dataclasses.replace(rows, logits_BV=rows.logits_BV.at[row].set(logits_V))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _stop(rows: Rows, row: jax.Array) -> Rows:
+    """Write no more in a row."""
+    return dataclasses.replace(rows, done_B=rows.done_B.at[row].set(True))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_block(cache: Any, row: jax.Array, start: jax.Array, block: Any) -> Any:
+    return with_block(cache, row, start, block)
+
+
+@jax.jit
+def _take_block(cache: Any, row: jax.Array, start: jax.Array) -> Any:
+    return block_of(cache, row, start, PIECE)
