@@ -46,8 +46,9 @@ def serve_checkpoint(
     Raises:
       ConfigError: a network that does not write text, or limits that it cannot keep.
     """
-    from model import build
     from model.generate.engine import Engine
+
+    from model import build
 
     config = restored.config
     if fills_in(config):

@@ -56,6 +56,7 @@ class Tokenizer:
       chat: how messages become a text, or None.
       mask: the token that stands for one to be filled in, or None.
       exact: whether every text comes back as it was.
+      first_spaces: how many spaces before a text are the tokenizer's own, and not the text's.
       byte_lengths: [V] int32, bytes of text that each token stands for; 0 for special tokens.
 
     A network may know more numbers than there are tokens: they stand for no text.
@@ -88,7 +89,7 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer, self._imported, self.chat = tokenizer, ends is not None, chat
         try:
-            self._bytes, self._first_spaces = token_pieces(tokenizer), first_spaces(tokenizer)
+            self._bytes, self.first_spaces = token_pieces(tokenizer), first_spaces(tokenizer)
         except ValueError as error:
             raise DataError(f"{name} is neither byte-level nor in the manner of SentencePiece: {error}") from None
         self.size = len(self._bytes)
@@ -177,7 +178,7 @@ class Tokenizer:
         """
         piece = self._bytes[id] if id < self.size else b""
         spaces = len(piece) - len(piece.lstrip(b" ")) if first else 0
-        return piece[min(spaces, self._first_spaces) :]
+        return piece[min(spaces, self.first_spaces) :]
 
     def token_text(self, id: int) -> str:
         """The text of one token, or its name if it is special; bytes that are not UTF-8 by themselves as \\xNN."""

@@ -1,0 +1,232 @@
+// All heads as small pictures, and one of them as a heat map, both on canvases.
+
+import { byId } from "./dom.js";
+import { visible } from "./vocabulary.js";
+
+const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// A canvas of so many points, sharp on any screen.
+function sized(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  return context;
+}
+
+export class Grid {
+  // `act` is called with (layer, head, what): "pick" or "off" or null for what a click does now.
+  constructor(act) {
+    this.canvas = byId("grid");
+    this.act = act;
+    this.canvas.addEventListener("click", (event) => {
+      const cell = this.at(event);
+      if (cell) act(...cell, event.altKey ? "off" : null);
+    });
+    this.canvas.addEventListener("pointermove", (event) => {
+      const cell = this.at(event);
+      this.canvas.title = cell ? `layer ${cell[0]}, head ${cell[1]}` : "";
+    });
+    this.canvas.addEventListener("keydown", (event) => this.keys(event));
+    new ResizeObserver(() => this.data && this.draw()).observe(byId("heads"));
+  }
+
+  // pictures: as of api.grid; picked: [layer, head]; off: set of "layer.head".
+  show(pictures, picked, off) {
+    const fresh = this.data?.pictures !== pictures;
+    this.data = { pictures, picked, off };
+    if (fresh) this.sheet = this.painted(pictures);
+    this.draw();
+  }
+
+  // All pictures, one after another, in the colour of the weights with the weight as opacity.
+  painted({ layers, heads, down, across, pixels }) {
+    const sheet = new OffscreenCanvas(across, down * layers * heads);
+    const context = sheet.getContext("2d");
+    const image = context.createImageData(across, down * layers * heads);
+    const hex = parseInt(colourOf("--blue").slice(1), 16);
+    for (let at = 0; at < pixels.length; at++) {
+      image.data[4 * at] = hex >> 16;
+      image.data[4 * at + 1] = (hex >> 8) & 255;
+      image.data[4 * at + 2] = hex & 255;
+      image.data[4 * at + 3] = 8 + 0.97 * pixels[at];
+    }
+    context.putImageData(image, 0, 0);
+    return sheet;
+  }
+
+  draw() {
+    const { pictures: { layers, heads, down, across }, picked, off } = this.data;
+    const room = byId("heads").clientWidth - 8;
+    const label = 26;
+    // The longer side goes across, where there is room for it.
+    this.flipped = layers > heads && (room - label) / layers >= 20;
+    const [columns, rows] = this.flipped ? [layers, heads] : [heads, layers];
+    const widest = columns > 16 ? room : Math.min(room, 460);
+    this.cell = Math.max(16, Math.min(56, Math.floor((widest - label) / columns)));
+    this.label = label;
+    const context = sized(this.canvas, label + columns * this.cell, label + rows * this.cell);
+    context.font = "11px system-ui, sans-serif";
+    context.fillStyle = colourOf("--quiet");
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    const every = this.cell < 19 ? 2 : 1;
+    for (let column = 0; column < columns; column += every) context.fillText(column, label + (column + 0.5) * this.cell, 16);
+    for (let row = 0; row < rows; row += every) context.fillText(row, 16, label + (row + 0.5) * this.cell);
+    context.fillText(this.flipped ? "layer →" : "head →", label + 24, 5);
+    for (let layer = 0; layer < layers; layer++) {
+      for (let head = 0; head < heads; head++) {
+        const [x, y] = this.place(layer, head);
+        const size = this.cell - 3;
+        context.fillStyle = colourOf("--panel");
+        context.fillRect(x, y, size, size);
+        context.drawImage(this.sheet, 0, (layer * heads + head) * down, across, down, x, y, size, size);
+        if (off.has(`${layer}.${head}`)) this.crossOut(context, x, y, size);
+        if (layer === picked[0] && head === picked[1]) {
+          context.strokeStyle = colourOf("--orange");
+          context.lineWidth = 2.5;
+          context.strokeRect(x - 1, y - 1, size + 2, size + 2);
+        }
+      }
+    }
+    this.canvas.setAttribute("aria-label", `All heads: ${layers} layers of ${heads}. Layer ${picked[0]}, head ${picked[1]} `
+      + `is picked${off.size ? `; ${off.size} knocked out` : ""}. Arrows move, X knocks out.`);
+  }
+
+  crossOut(context, x, y, size) {
+    context.fillStyle = colourOf("--ground");
+    context.globalAlpha = 0.72;
+    context.fillRect(x, y, size, size);
+    context.globalAlpha = 1;
+    context.strokeStyle = colourOf("--ink");
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.moveTo(x + 3, y + 3);
+    context.lineTo(x + size - 3, y + size - 3);
+    context.moveTo(x + size - 3, y + 3);
+    context.lineTo(x + 3, y + size - 3);
+    context.stroke();
+  }
+
+  place(layer, head) {
+    const [column, row] = this.flipped ? [layer, head] : [head, layer];
+    return [this.label + column * this.cell, this.label + row * this.cell];
+  }
+
+  at(event) {
+    if (!this.data) return null;
+    const column = Math.floor((event.offsetX - this.label) / this.cell);
+    const row = Math.floor((event.offsetY - this.label) / this.cell);
+    const [layer, head] = this.flipped ? [column, row] : [row, column];
+    const { layers, heads } = this.data.pictures;
+    return layer >= 0 && head >= 0 && layer < layers && head < heads ? [layer, head] : null;
+  }
+
+  keys(event) {
+    if (!this.data || event.ctrlKey || event.metaKey) return;
+    const { pictures: { layers, heads }, picked: [layer, head] } = this.data;
+    const moves = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+    const move = moves[event.key];
+    if (move) {
+      const [columns, rows] = this.flipped ? [move[0], move[1]] : [move[1], move[0]];
+      this.act((layer + columns + layers) % layers, (head + rows + heads) % heads, "pick");
+    } else if (event.key === "x" || event.key === "X") this.act(layer, head, "off");
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+}
+
+export class HeatMap {
+  // `look` is called with the number of a query that is pointed at, or null.
+  constructor(look) {
+    this.canvas = byId("map");
+    this.canvas.addEventListener("pointermove", (event) => {
+      const cell = this.at(event);
+      byId("map-hint").textContent = cell ? this.told(...cell) : "";
+      look(cell ? cell[0] : null);
+    });
+    this.canvas.addEventListener("pointerleave", () => { byId("map-hint").textContent = ""; look(null); });
+    new ResizeObserver(() => this.data && this.draw()).observe(byId("heads"));
+  }
+
+  // weights: as of api.head; queries, keys: what the tokens are called; causal: nothing is above the diagonal.
+  show(weights, queries, keys, causal) {
+    this.data = { weights, queries, keys, causal };
+    this.row = null;
+    this.draw();
+  }
+
+  mark(row) {
+    if (!this.data || this.row === row) return;
+    this.row = row;
+    this.draw();
+  }
+
+  draw() {
+    const { weights: { queries: T, keys: S, weights }, queries, keys, causal } = this.data;
+    const named = T <= 48 && S <= 48;
+    const label = named ? 78 : 6;
+    const room = Math.min(byId("map-figure").clientWidth || 400, 640) - label - 4;
+    this.cell = Math.max(1, Math.min(26, Math.floor(room / S) || room / S));
+    this.label = label;
+    const context = sized(this.canvas, label + S * this.cell + 2, label + T * this.cell + 2);
+    const [blue, quiet, ink] = ["--blue", "--quiet", "--ink"].map(colourOf);
+    context.fillStyle = blue;
+    for (let t = 0; t < T; t++) {
+      for (let s = 0; s < S; s++) {
+        if (causal && s > t) continue;
+        context.globalAlpha = 0.05 + 0.95 * Math.sqrt(Math.min(1, Math.abs(weights[t * S + s])));
+        context.fillRect(label + s * this.cell, label + t * this.cell, this.cell, this.cell);
+      }
+    }
+    context.globalAlpha = 1;
+    if (named && this.cell >= 8) this.drawNames(context, queries, keys, quiet, ink);
+    if (this.row !== null && this.row < T) {
+      context.strokeStyle = colourOf("--orange");
+      context.lineWidth = 2;
+      context.strokeRect(label, label + this.row * this.cell, S * this.cell, this.cell);
+    }
+    this.canvas.setAttribute("aria-label", `Weights of ${T} tokens over ${S}`);
+  }
+
+  drawNames(context, queries, keys, quiet, ink) {
+    context.font = `${Math.min(12, this.cell * 0.9)}px system-ui, sans-serif`;
+    context.textBaseline = "middle";
+    queries.forEach((name, t) => {
+      context.textAlign = "right";
+      context.fillStyle = t === this.row ? ink : quiet;
+      context.fillText(shortened(name), this.label - 4, this.label + (t + 0.5) * this.cell);
+    });
+    context.fillStyle = quiet;
+    keys.forEach((name, s) => {
+      context.save();
+      context.translate(this.label + (s + 0.5) * this.cell, this.label - 4);
+      context.rotate(-Math.PI / 2);
+      context.textAlign = "left";
+      context.fillText(shortened(name), 0, 0);
+      context.restore();
+    });
+  }
+
+  at(event) {
+    if (!this.data) return null;
+    const { weights: { queries: T, keys: S } } = this.data;
+    const s = Math.floor((event.offsetX - this.label) / this.cell), t = Math.floor((event.offsetY - this.label) / this.cell);
+    return t >= 0 && t < T && s < S ? [t, Math.max(0, s)] : null;
+  }
+
+  told(t, s) {
+    const { weights: { keys: S, weights }, queries, keys, causal } = this.data;
+    if (causal && s > t) return `${visible(queries[t])} cannot see ${visible(keys[s])}, which comes later.`;
+    return `${visible(queries[t])} (${t}) reads ${weights[t * S + s].toFixed(3)} from ${visible(keys[s])} (${s})`;
+  }
+}
+
+function shortened(name) {
+  const shown = [...visible(name)];
+  return shown.length > 10 ? `${shown.slice(0, 9).join("")}…` : shown.join("");
+}
