@@ -46,9 +46,8 @@ def serve_checkpoint(
     Raises:
       ConfigError: a network that does not write text, or limits that it cannot keep.
     """
-    from model.generate.engine import Engine
-
     from model import build
+    from model.generate.engine import Engine
 
     config = restored.config
     if fills_in(config):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from served import served
@@ -22,7 +23,7 @@ from test_playground import END, restored
 from launch.playground.models import Models
 from launch.playground.reading import Reader, Text
 from launch.playground.routes import routes
-from model.generate.choose import Sampling, filter_logits
+from model.generate.choose import Choice, Sampling, filter_logits
 
 # How brightly each token is marked as looked at.
 LOOKS = "tokens => tokens.map(token => Number(token.style.getPropertyValue('--look') || 0))"
@@ -178,7 +179,8 @@ def test_the_filters_of_the_page_are_those_of_the_sampler(opened):
     logits_BV = np.random.default_rng(0).normal(scale=2, size=(3, 200)).astype(np.float32)
     logits_BV[0, 50:60] = logits_BV[0, 49]  # Equals.
     for settings in SETTINGS:
-        expected_BV = np.asarray(filter_logits(logits_BV, Sampling(**settings)))
+        choice = Choice.of([Sampling(**settings)] * len(logits_BV), logits_BV.shape[1])
+        expected_BV = np.asarray(filter_logits(jnp.asarray(logits_BV), choice))
         given = {"temperature": 1, "topK": 0, "topP": 1, "minP": 0, "greedy": False}
         names = {"temperature": "temperature", "top_k": "topK", "top_p": "topP", "min_p": "minP"}
         given |= {names[name]: value for name, value in settings.items()}
