@@ -21,9 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from launch.server import errors
 from launch.server.errors import ApiError
 from launch.server.metrics import Metrics
+from launch.server.openapi import document
+from launch.server.routes import chat_completions, completions
 from launch.server.serving import Serving
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/health",)  # No key is needed: who watches over a server asks this.
 
 
@@ -42,8 +43,11 @@ def make_app(
     ours = [
         Route("/health", health),
         Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
         Route("/v1/models", models),
-        Route("/v1/models/{name:path}", model),
+        Route("/v1/models/{model:path}", model),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     ]
     middleware = [Middleware(Counted, metrics=serving.metrics)]
     if hosts is not None:
@@ -54,19 +58,25 @@ def make_app(
         ApiError: errors.on_api_error, HTTPException: errors.on_http_error, Exception: errors.on_failure
     }  # fmt: skip
     app = Starlette(routes=[*routes, *ours], middleware=middleware, exception_handlers=handlers)
-    app.state.serving = serving
+    app.state.serving, app.state.locked = serving, key is not None
     return app
 
 
 async def health(request: Request) -> Response:
     """Whether answers can be expected."""
-    failed = request.app.state.serving.engine.failure
-    return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+    engine = request.app.state.serving.engine
+    status = "failed" if engine.failure else "stopping" if engine.stopping else "ok"
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
 
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     return Response(request.app.state.serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(request: Request) -> Response:
+    """What can be asked here, for programs."""
+    return JSONResponse(document(request.app.state.locked))
 
 
 async def models(request: Request) -> Response:
@@ -77,21 +87,13 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """One model."""
     serving = request.app.state.serving
-    check_model(serving, request.path_params["name"])
+    serving.check_name(request.path_params["model"])
     return JSONResponse(described(serving))
 
 
 def described(serving: Serving) -> dict[str, str | int]:
     """The model as OpenAI describes one."""
     return {"id": serving.name, "object": "model", "created": serving.created, "owned_by": "seq2see"}
-
-
-def check_model(serving: Serving, name: str | None) -> None:
-    """Raises ApiError if a request asks for another model than the one that is served."""
-    if name is not None and name != serving.name:
-        raise ApiError(
-            404, f"model: {name!r} is not served here, but {serving.name!r} is.", param="model", code="model_not_found"
-        )
 
 
 class Locked:

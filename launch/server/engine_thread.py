@@ -60,24 +60,30 @@ class StoppingError(Exception):
     """The server is being stopped, or its engine has failed."""
 
 
+def ends(event: Event) -> bool:
+    """Whether it is the last of its request."""
+    return not event.tokens or bool(event.tokens[-1].finish)
+
+
 class Stream:
     """The tokens of some requests as they come: `async for number, event in stream`; ends when all have ended.
 
-    To be used as an async context: leaving it cancels what still runs.
+    To be used as an async context: leaving it cancels what still runs. Raises TimeoutError if it takes too long.
     """
 
-    def __init__(self, thread: EngineThread, requests: Sequence[Request]) -> None:
+    def __init__(self, thread: EngineThread, requests: Sequence[Request], seconds: float | None) -> None:
         self.requests = requests
         self.running = set(range(len(requests)))  # Only the event loop reads and changes it.
         self._thread, self._loop = thread, asyncio.get_running_loop()
+        self._deadline = None if seconds is None else self._loop.time() + seconds
         self._arrived: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
 
     async def __aenter__(self) -> Stream:
         """Hand the requests over; raises ConfigError if the engine cannot run one of them."""
         self._thread._tell(lambda: self._thread._submit(self))
         try:
-            first = await self._arrived.get()
-        except asyncio.CancelledError:
+            first = await self._next()
+        except (asyncio.CancelledError, TimeoutError):
             self.cancel()
             raise
         if first is not None:
@@ -94,13 +100,13 @@ class Stream:
 
     async def __anext__(self) -> tuple[int, Event]:
         while self.running:
-            arrived = await self._arrived.get()
+            arrived = await self._next()
             if isinstance(arrived, Exception):
                 raise arrived
             assert arrived is not None
             number, event = arrived
             if number in self.running:
-                if event.tokens and event.tokens[-1].finish:
+                if ends(event):
                     self.running.discard(number)
                 return number, event
         raise StopAsyncIteration
@@ -111,6 +117,11 @@ class Stream:
         if ended:
             self.running = self.running - ended
             self._thread._tell(lambda: self._thread._cancel(self, ended))
+
+    async def _next(self) -> tuple[int, Event] | Exception | None:
+        """What arrives next; raises TimeoutError if the requests took too long."""
+        async with asyncio.timeout_at(self._deadline):
+            return await self._arrived.get()
 
     def _put(self, arrived: tuple[int, Event] | Exception | None) -> None:
         self._arrived.put_nowait(arrived)
@@ -127,6 +138,7 @@ class EngineThread:
     Attributes:
       stats: the engine's, after its last step.
       failure: the exception that the engine died of, or None.
+      stopping: whether nothing new is taken in.
     """
 
     def __init__(self, engine: Runs, *, room: int, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -141,27 +153,27 @@ class EngineThread:
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
         self._taken = 0  # Of `room`.
-        self._stopping = self._ended = False
+        self.stopping = self._ended = False
         # Only the thread reads and changes these.
         self._tickets: dict[int, tuple[Stream, int, float]] = {}
         self._usual_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def open(self, requests: Sequence[Request]) -> Stream:
-        """Take in requests, all or none.
+    def open(self, requests: Sequence[Request], seconds: float | None = None) -> Stream:
+        """Take in requests, all or none, which may take so many seconds.
 
         Raises:
           OverloadError: too many wait already.
           StoppingError: nothing new is taken in.
         """
         with self._wake:
-            if self._stopping or self.failure:
+            if self.stopping or self.failure:
                 raise StoppingError("The server is being stopped.")
             if self._taken + len(requests) > self._room:
                 raise OverloadError(max(1, math.ceil(self._usual_seconds)))
             self._taken += len(requests)
-        return Stream(self, requests)
+        return Stream(self, requests, seconds)
 
     @property
     def taken(self) -> int:
@@ -171,7 +183,7 @@ class EngineThread:
     def refuse(self) -> None:
         """Take in nothing new."""
         with self._wake:
-            self._stopping = True
+            self.stopping = True
 
     def cut(self) -> None:
         """Break off what still runs: its streams raise StoppingError."""
@@ -180,7 +192,7 @@ class EngineThread:
     def close(self) -> None:
         """End the thread, after the step that it is in."""
         with self._wake:
-            self._stopping = self._ended = True
+            self.stopping = self._ended = True
             self._wake.notify()
         self._thread.join()
 
@@ -224,7 +236,7 @@ class EngineThread:
             stream, number, _ = self._tickets.get(event.ticket, (None, 0, 0.0))
             if stream is None:
                 continue
-            if event.tokens and event.tokens[-1].finish:
+            if ends(event):
                 self._release(event.ticket)
             stream._post((number, event))
         return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pydantic
@@ -47,22 +49,44 @@ class ApiError(Exception):
         return JSONResponse(self.to_dict(), self.status, self.headers)
 
 
+def wrong(param: str, why: str, code: str | None = None) -> ApiError:
+    """What is wrong with a field."""
+    return ApiError(400, f"{param}: {why}", param=param, code=code)
+
+
 def refusal(error: ConfigError) -> ApiError:
     """What cannot be run, as the answer; our messages begin with the flag, whose name is the field's."""
     named = re.match(r"--([\w.]+)=", str(error))
     return ApiError(400, str(error).removeprefix("--"), param=named[1] if named else None)
 
 
-def malformed(error: pydantic.ValidationError) -> ApiError:
-    """The first thing that is wrong with a request, with the field's name."""
-    first = min(error.errors(include_url=False, include_context=False), key=lambda found: len(found["loc"]))
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"The body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
-    # A field that takes several kinds of values adds the kind to the place.
-    param = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(A-Z]|^(str|int|float)$", str(part)))
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{param} is not a field that is known here.", param=param, code="unknown_parameter")
-    return ApiError(400, f"{param or 'The body'}: {first['msg']}.", param=param or None)
+def malformed(error: pydantic.ValidationError, body: bytes | None = None) -> ApiError:
+    """The first field of a request that is wrong, and how; `body` is needed where fields may be of several kinds."""
+    found = error.errors(include_url=False, include_context=False)
+    if found[0]["type"] == "json_invalid":
+        return ApiError(400, f"The body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}.")
+    values = None if body is None else json.loads(body)
+    placed = [(one["loc"] if values is None else _place(one["loc"], values), one) for one in found]
+    # Of a field that may be of several kinds there is an error for each; the value comes nearest to one of them.
+    of_first = [(place, one) for place, one in placed if place[:1] == placed[0][0][:1]]
+    nearest = max((place for place, _ in of_first), key=len)
+    why = list(dict.fromkeys(one["msg"] for place, one in of_first if place == nearest))
+    param = ".".join(map(str, nearest))
+    if any(one["type"] == "extra_forbidden" for place, one in of_first if place == nearest):
+        return wrong(param, "it is not a field that is known here.", "unknown_parameter")
+    why = ", or ".join([why[0], *(more[:1].lower() + more[1:] for more in why[1:])])
+    return wrong(param, f"{why}.") if param else ApiError(400, f"The body: {why}.")
+
+
+def _place(location: Sequence[str | int], values: Any) -> tuple[str | int, ...]:
+    """Where in a request an error is; the location has names of kinds of values in it too."""
+    place: list[str | int] = []
+    for part in location:
+        if isinstance(values, dict) and (isinstance(part, str) and (part in values or part == location[-1])):
+            place, values = [*place, part], values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            place, values = [*place, part], values[part]
+    return tuple(place)
 
 
 async def on_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -21,7 +21,7 @@ GAUGES = {
     "cache_capacity": "Tokens that there is room for in the cache.",
 }
 COUNTERS = {
-    "prefix_hits": "Blocks of prompts that were found in the cache of earlier ones.",
+    "prefix_hits": "Tokens of prompts that were found in the cache of earlier ones.",
     "generated": "Tokens that the engine has written; its rate is tokens per second.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from configs.convert import fills_in, longest_text, translates
 from configs.schema import Config, ConfigError
 from launch.server.engine_thread import EngineThread
+from launch.server.errors import ApiError
 from launch.server.limits import Limits
 from launch.server.metrics import Metrics
 from train.checkpoint import Restored
@@ -36,6 +38,14 @@ class Serving:
     metrics: Metrics
     limits: Limits
     created: int
+
+    def check_name(self, name: str | None) -> None:
+        """Raises ApiError if a request asks for another model than this one."""
+        if name not in (None, self.name):
+            raise ApiError(
+                404, f"model: {name!r} is not served here, but {self.name!r} is.",
+                param="model", code="model_not_found",
+            )  # fmt: skip
 
 
 def serve_checkpoint(
@@ -68,6 +78,21 @@ def serve_checkpoint(
     )  # fmt: skip
 
 
-def is_translator(serving: Serving) -> bool:
-    """Whether prompts are texts to translate."""
-    return translates(serving.config)
+def warm_up(serving: Serving) -> None:
+    """Let everything be compiled before the first client comes: a text is written, and its prompt's tokens are told."""
+    from model.generate.engine import Request
+
+    start = (serving.tokenizer.end_of_text,)
+    source = start if translates(serving.config) else None
+    requests = [
+        Request(start, max_tokens=2, ends=serving.tokenizer.ends, top=1, source=source, prompt_logprobs=told)
+        for told in (False, source is None)
+    ]
+
+    async def write() -> None:
+        for request in requests:
+            async with serving.engine.open([request]) as stream:
+                async for _ in stream:
+                    pass
+
+    asyncio.run(write())

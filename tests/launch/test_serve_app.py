@@ -19,6 +19,7 @@ from launch.server.app import make_app
 from launch.server.engine_thread import EngineThread, OverloadError, StoppingError
 from launch.server.limits import Limits
 from launch.server.metrics import Metrics
+from launch.server.serving import Serving
 
 
 @dataclasses.dataclass
@@ -173,8 +174,9 @@ def test_stopping_refuses_new_requests_and_breaks_off_those_that_run(thread):
 
 
 def ask(thread, path, *, key=None, hosts=None, headers=None, method="GET"):
-    serving = SimpleNamespace(
-        name="tiny", created=1, engine=thread, metrics=Metrics(lambda: thread.stats), limits=Limits()
+    network = dict.fromkeys(("config", "module", "params", "tokenizer"))
+    serving = Serving(
+        "tiny", **network, engine=thread, metrics=Metrics(lambda: thread.stats), limits=Limits(), created=1
     )
 
     async def asking():

@@ -1,0 +1,138 @@
+"""The two forms of answers, /v1/completions and /v1/chat/completions, out of the same pieces of text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pydantic
+
+from launch.server import protocol
+from launch.server.jobs import Reads, chat_job, completion_job
+from launch.server.texts import Named, Piece, Placed
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What each answer and event begins with."""
+
+    id: str
+    created: int
+    model: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How an endpoint reads a request and tells its answer.
+
+    Attributes:
+      prefix: of the answers' ids.
+      read: a request's body as a job.
+      whole: the answer in one; each text as one piece, and whether tokens were asked for.
+      begin: what a stream says of a text before its first piece, if anything.
+      event: a piece in a stream; None is the last event, which has counts alone.
+    """
+
+    prefix: str
+    read: Reads
+    whole: Callable[[Head, Sequence[Piece], bool, protocol.Usage], pydantic.BaseModel]
+    begin: Callable[[Head, int], pydantic.BaseModel | None]
+    event: Callable[[Head, Piece | None, bool, protocol.Usage | None], pydantic.BaseModel]
+
+
+def _completion_choice(piece: Piece, told: bool) -> protocol.CompletionChoice:
+    logprobs = None
+    if told:
+        logprobs = protocol.CompletionLogprobs(
+            tokens=[_legacy(token) for token in piece.tokens],
+            token_logprobs=[token.logprob for token in piece.tokens],
+            top_logprobs=[_likeliest(token) for token in piece.tokens],
+            text_offset=[token.offset for token in piece.tokens],
+        )
+    return protocol.CompletionChoice(index=piece.number, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
+
+
+def _likeliest(token: Placed) -> dict[str, float] | None:
+    """By text, the chosen one too; of tokens that look the same the likelier counts."""
+    if token.logprob is None:
+        return None
+    by_text = {_legacy(other): other.logprob for other in reversed(token.top)}
+    return dict(reversed(by_text.items())) | {_legacy(token): by_text.get(_legacy(token), token.logprob)}
+
+
+def _legacy(token: Named | Placed) -> str:
+    """Its text; as OpenAI's completions write it where it is not UTF-8 by itself: `bytes:\\xe5\\x92`."""
+    try:
+        token.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+    return token.text
+
+
+def _completion(head: Head, pieces: Sequence[Piece], told: bool, usage: protocol.Usage) -> protocol.Completion:
+    choices = [_completion_choice(piece, told) for piece in pieces]
+    return protocol.Completion(**head.to_dict(), choices=choices, usage=usage)
+
+
+def _completion_event(head: Head, piece: Piece | None, told: bool, usage: protocol.Usage | None) -> protocol.Completion:
+    choices = [] if piece is None else [_completion_choice(piece, told)]
+    return protocol.Completion(**head.to_dict(), choices=choices, usage=usage)
+
+
+def _chat_logprobs(piece: Piece, told: bool) -> protocol.ChatLogprobs | None:
+    if not told:
+        return None
+
+    def fields(token: Named | Placed) -> dict[str, Any]:
+        return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+
+    return protocol.ChatLogprobs(
+        content=[
+            protocol.ChosenLogprob(
+                **fields(token), top_logprobs=[protocol.TokenLogprob(**fields(other)) for other in token.top]
+            )
+            for token in piece.tokens
+        ]
+    )
+
+
+def _chat(head: Head, pieces: Sequence[Piece], told: bool, usage: protocol.Usage) -> protocol.Chat:
+    choices = [
+        protocol.ChatChoice(
+            index=piece.number,
+            message=protocol.AnswerMessage(content=piece.text),
+            logprobs=_chat_logprobs(piece, told),
+            finish_reason=piece.finish or "stop",
+        )
+        for piece in pieces
+    ]
+    return protocol.Chat(**head.to_dict(), choices=choices, usage=usage)
+
+
+def _chat_begin(head: Head, number: int) -> protocol.ChatChunk:
+    delta = protocol.Delta(role="assistant", content="")
+    choice = protocol.ChatChunkChoice(index=number, delta=delta, logprobs=None, finish_reason=None)
+    return protocol.ChatChunk(**head.to_dict(), choices=[choice])
+
+
+def _chat_event(head: Head, piece: Piece | None, told: bool, usage: protocol.Usage | None) -> protocol.ChatChunk:
+    choices = []
+    if piece is not None:
+        choices = [
+            protocol.ChatChunkChoice(
+                index=piece.number,
+                delta=protocol.Delta(content=piece.text or None),
+                logprobs=_chat_logprobs(piece, told),
+                finish_reason=piece.finish,
+            )
+        ]
+    return protocol.ChatChunk(**head.to_dict(), choices=choices, usage=usage)
+
+
+COMPLETIONS = Form("cmpl", completion_job, _completion, lambda head, number: None, _completion_event)
+CHAT = Form("chatcmpl", chat_job, _chat, _chat_begin, _chat_event)

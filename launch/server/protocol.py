@@ -1,0 +1,308 @@
+"""What requests may say and answers say: OpenAI's protocol, from which the OpenAPI document is made too.
+
+A field that stands here does what OpenAI documents; one that does not stand here is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from launch.server.serving import TOP
+from model.generate import Sampling
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Ignored = Annotated[Any, Field(default=None, description="Accepted and ignored, as it changes no answer.")]
+
+
+class Fields(pydantic.BaseModel):
+    """An object of a request: its fields and no others, each of its own type."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(Fields):
+    """What a stream says besides."""
+
+    include_usage: bool | None = Field(None, description="End with an event that has the counts of tokens.")
+    include_obfuscation: bool | None = Field(None, description="Only false is possible: nothing is padded here.")
+
+
+class Settings(Fields):
+    """What both kinds of requests have."""
+
+    model: str | None = Field(None, description="The one model that is served may be named.")
+    temperature: float | None = Field(None, ge=0, le=2, description="By default 1; 0 takes the likeliest token.")
+    top_p: float | None = Field(None, gt=0, le=1, description="By default 1.")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Choices for each prompt, by default 1.")
+    max_tokens: int | None = Field(None, ge=0, description="The most tokens to write.")
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="The text ends before the first of these."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Choice number i is drawn with seed + i; by default another each time."
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="By default 0.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="By default 0.")
+    logit_bias: dict[TokenKey, Bias] | None = Field(
+        None, description="Token numbers, as strings, and what is added to their logits."
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events as the text is written.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    user: Ignored
+    # Not OpenAI's, but of the same names in other servers.
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="Draw from the k likeliest; 0 is all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Draw from tokens this times as likely as the likeliest.")
+    typical_p: float | None = Field(None, gt=0, le=1, description="Locally typical sampling; 1 is all.")
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="1 is none.")
+
+    def sampling(self) -> Sampling:
+        """How tokens are to be chosen; raises ConfigError."""
+        names = (
+            "temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "typical_p",
+            "repetition_penalty",
+        )  # fmt: skip
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        bias = tuple((int(token), value) for token, value in (self.logit_bias or {}).items())
+        return Sampling(**given, bias=bias)
+
+    @property
+    def stops(self) -> list[str]:
+        """The strings before which a text ends."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def choices(self) -> int:
+        """How many texts are asked for with each prompt."""
+        return self.n or 1
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream is to end with counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(Settings):
+    """The body of POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    ) = Field(description="One text or several; or token numbers, to which nothing is added.")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="Write so many and give the `n` likeliest, by their tokens' mean."
+    )
+    echo: bool | None = Field(None, description="The prompt first.")
+    logprobs: int | None = Field(None, ge=0, le=TOP, description="Log-probabilities, also of so many of the likeliest.")
+    suffix: None = Field(None, description="Nothing is filled in here.")
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, all texts or all tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [list(self.prompt)]  # type: ignore[arg-type]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class TextPart(Fields):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Fields):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(None, description="Accepted and ignored: templates have no place for it.")
+
+    def to_dict(self) -> dict[str, str]:
+        """The message as templates expect it; they know a developer by the older name."""
+        role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role, "content": text}
+
+
+class ResponseFormat(Fields):
+    """The form of an answer."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(Settings):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=0, description="The newer name of max_tokens.")
+    logprobs: bool | None = Field(None, description="Log-probabilities of the tokens.")
+    top_logprobs: int | None = Field(None, ge=0, le=TOP, description="Of so many of the likeliest; with `logprobs`.")
+    response_format: ResponseFormat | None = Field(None, description="Only text.")
+    metadata: Ignored
+    safety_identifier: Ignored
+    prompt_cache_key: Ignored
+
+
+class Usage(pydantic.BaseModel):
+    """Counts of tokens; those that end a text or belong to a stop string count too."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(pydantic.BaseModel):
+    """One entry in each list for every token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(pydantic.BaseModel):
+    """One text, or in a stream the next piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(pydantic.BaseModel):
+    """The answer of /v1/completions, and each event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TokenLogprob(pydantic.BaseModel):
+    """A token that could stand at a place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(TokenLogprob):
+    """The token that stands there, and the likeliest ones."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(pydantic.BaseModel):
+    """The tokens of an answer."""
+
+    content: list[ChosenLogprob]
+
+
+class AnswerMessage(pydantic.BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(pydantic.BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Chat(pydantic.BaseModel):
+    """The answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(pydantic.BaseModel):
+    """The next piece of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _given(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that says nothing new is left out."""
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+class ChatChunkChoice(pydantic.BaseModel):
+    """The next piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatChunk(pydantic.BaseModel):
+    """An event of the stream of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(pydantic.BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "seq2see"
+
+
+class Models(pydantic.BaseModel):
+    """The models that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(pydantic.BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(pydantic.BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class Health(pydantic.BaseModel):
+    """The answer of /health."""
+
+    status: Literal["ok", "stopping", "failed"]
