@@ -27,6 +27,7 @@ import numpy as np
 from configs.schema import ConfigError
 
 Array = jax.Array | np.ndarray
+GROUP = 256  # Tokens among which the second number of a draw decides.
 
 
 @dataclass(frozen=True)
@@ -197,49 +198,73 @@ def filter_logits(logits_BV: jax.Array, choice: Choice) -> jax.Array:
     """Logits [B,V] float32 of the distribution that is drawn from; -inf where a token was cut off."""
     V = logits_BV.shape[-1]
     logits_BV = logits_BV / _column(jnp.where(choice.temperature_B > 0, choice.temperature_B, 1.0))
-    limits_k_B = (choice.top_k_B > 0) & (choice.top_k_B < V)
-    sorts_B = limits_k_B | (choice.top_p_B < 1)
-    others_B = (choice.epsilon_B > 0) | (choice.eta_B > 0) | (choice.min_p_B > 0) | (choice.typical_p_B < 1)
+    top_k_B = jnp.where((choice.top_k_B > 0) & (choice.top_k_B < V), choice.top_k_B, V)
 
-    def by_rank(logits_BV: jax.Array) -> jax.Array:
-        sorted_BV, order_BV = jax.lax.top_k(logits_BV, V)
-        last_B = jnp.where(limits_k_B, choice.top_k_B, V) - 1
-        lowest_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
-        share_BV = jax.nn.softmax(jnp.where(sorted_BV < lowest_B1, -jnp.inf, sorted_BV), axis=-1)
-        before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # Mass of all that is likelier.
-        kept_BV = (before_BV < _column(choice.top_p_B)) | _column(choice.top_p_B >= 1)
-        kept_BV = kept_BV.at[:, 0].set(True)
-        row_B1 = jnp.arange(logits_BV.shape[0])[:, None]
-        kept_BV = jnp.zeros_like(kept_BV).at[row_B1, order_BV].set(kept_BV)
-        return jnp.where(kept_BV & (logits_BV >= lowest_B1), logits_BV, -jnp.inf)
+    def to_k(logits_BV: jax.Array) -> jax.Array:
+        lowest_B1 = _threshold(logits_BV, jnp.ones_like(logits_BV), top_k_B.astype(jnp.float32))
+        return jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
 
-    def by_probability(logits_BV: jax.Array) -> jax.Array:
+    def to_p(logits_BV: jax.Array) -> jax.Array:
+        share_BV = jax.nn.softmax(logits_BV)
+        lowest_B1 = _threshold(logits_BV, share_BV, choice.top_p_B)
+        likelier_B1 = jnp.sum(jnp.where(logits_BV > lowest_B1, share_BV, 0.0), axis=-1, keepdims=True)
+        # Of tokens that are equally likely, as many as are needed, the first ones.
+        equal_BV = logits_BV == lowest_B1
+        earlier_BV = (jnp.cumsum(equal_BV, axis=-1) - equal_BV.astype(jnp.int32)).astype(jnp.float32)
+        needed_BV = likelier_B1 + earlier_BV * share_BV < _column(choice.top_p_B)
+        kept_BV = (logits_BV > lowest_B1) | (equal_BV & (needed_BV | (earlier_BV == 0)))
+        return jnp.where(kept_BV | _column(choice.top_p_B >= 1), logits_BV, -jnp.inf)
+
+    def to_likely(logits_BV: jax.Array) -> jax.Array:
         highest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < highest_B1 + jnp.log(_column(choice.min_p_B)), -jnp.inf, logits_BV)
-        logits_BV = _where_asked(choice.typical_p_B < 1, lambda x_BV: _typical(x_BV, choice.typical_p_B), logits_BV)
-        # The second of the two looks at what the first left.
-        for least_of in (
-            lambda logprob_BV: _column(choice.epsilon_B),
-            lambda logprob_BV: jnp.minimum(
-                _column(choice.eta_B), jnp.sqrt(_column(choice.eta_B)) * jnp.exp(-_entropy(logprob_BV))
-            ),
-        ):
-            logprob_BV = jax.nn.log_softmax(logits_BV)
-            cut_BV = (jnp.exp(logprob_BV) < least_of(logprob_BV)) & (logits_BV < highest_B1)
-            logits_BV = jnp.where(cut_BV, -jnp.inf, logits_BV)
-        return logits_BV
+        return jnp.where(logits_BV < highest_B1 + jnp.log(_column(choice.min_p_B)), -jnp.inf, logits_BV)
 
-    return _where_asked(others_B, by_probability, _where_asked(sorts_B, by_rank, logits_BV))
+    def to_typical(logits_BV: jax.Array) -> jax.Array:
+        logprob_BV = jax.nn.log_softmax(logits_BV)
+        near_BV = -jnp.abs(-logprob_BV - _entropy(logprob_BV))
+        farthest_B1 = _threshold(near_BV, jnp.exp(logprob_BV), choice.typical_p_B)
+        return jnp.where((near_BV < farthest_B1) & _column(choice.typical_p_B < 1), -jnp.inf, logits_BV)
+
+    def to_epsilon(logits_BV: jax.Array) -> jax.Array:
+        return _cut_below(logits_BV, _column(choice.epsilon_B))
+
+    def to_eta(logits_BV: jax.Array) -> jax.Array:
+        eta_B1, entropy_B1 = _column(choice.eta_B), _entropy(jax.nn.log_softmax(logits_BV))
+        return _cut_below(logits_BV, jnp.minimum(eta_B1, jnp.sqrt(eta_B1) * jnp.exp(-entropy_B1)))
+
+    logits_BV = _where_asked(top_k_B < V, to_k, logits_BV)
+    logits_BV = _where_asked(choice.top_p_B < 1, to_p, logits_BV)
+    logits_BV = _where_asked(choice.min_p_B > 0, to_likely, logits_BV)
+    logits_BV = _where_asked(choice.typical_p_B < 1, to_typical, logits_BV)
+    logits_BV = _where_asked(choice.epsilon_B > 0, to_epsilon, logits_BV)
+    return _where_asked(choice.eta_B > 0, to_eta, logits_BV)
 
 
-def _typical(logits_BV: jax.Array, mass_B: Array) -> jax.Array:
-    logprob_BV = jax.nn.log_softmax(logits_BV)
-    away_BV = jnp.abs(-logprob_BV - _entropy(logprob_BV))
-    near_BV, order_BV = jax.lax.top_k(-away_BV, logits_BV.shape[-1])
-    mass_BV = jnp.cumsum(jnp.exp(jnp.take_along_axis(logprob_BV, order_BV, axis=-1)), axis=-1)
-    last_B1 = jnp.sum(mass_BV < _column(mass_B), axis=-1, keepdims=True)
-    limit_B1 = -jnp.take_along_axis(near_BV, jnp.minimum(last_B1, logits_BV.shape[-1] - 1), axis=-1)
-    return jnp.where((away_BV > limit_B1) & _column(mass_B < 1), -jnp.inf, logits_BV)
+def _threshold(order_BV: jax.Array, mass_BV: jax.Array, least_B: Array) -> jax.Array:
+    """The highest entry of each row such that it and all above it have at least this mass, [B,1]; else -inf or less.
+
+    Found bit by bit, since sorting a vocabulary takes a CPU longer than computing the logits.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(order_BV, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    # As unsigned numbers, in the order of the floats.
+    bits_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
+
+    def refine(step: jax.Array, found_B1: jax.Array) -> jax.Array:
+        higher_B1 = found_B1 | (sign >> step.astype(jnp.uint32))
+        mass_B1 = jnp.sum(jnp.where(bits_BV >= higher_B1, mass_BV, 0.0), axis=-1, keepdims=True)
+        return jnp.where(mass_B1 >= _column(least_B), higher_B1, found_B1)
+
+    found_B1 = jax.lax.fori_loop(0, 32, refine, jnp.zeros((order_BV.shape[0], 1), jnp.uint32))
+    # Where rounding left less mass than asked for, everything.
+    found_B1 = jnp.maximum(found_B1, jnp.min(bits_BV, axis=-1, keepdims=True))
+    return jax.lax.bitcast_convert_type(jnp.where(found_B1 >= sign, found_B1 & ~sign, ~found_B1), jnp.float32)
+
+
+def _cut_below(logits_BV: jax.Array, probability_B1: jax.Array) -> jax.Array:
+    """Without the tokens that are less probable, except the likeliest."""
+    cut_BV = jax.nn.softmax(logits_BV) < probability_B1
+    return jnp.where(cut_BV & (logits_BV < jnp.max(logits_BV, axis=-1, keepdims=True)), -jnp.inf, logits_BV)
 
 
 def _entropy(logprob_BV: jax.Array) -> jax.Array:
@@ -261,15 +286,36 @@ def choose(logits_BV: jax.Array, keys_B: jax.Array, choice: Choice, history: His
     draws_B = jnp.asarray(choice.temperature_B > 0)
     token_B = jax.lax.cond(
         jnp.any(draws_B),
-        lambda: jnp.where(
-            draws_B, jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, choice)), likeliest_B
-        ),
+        lambda: jnp.where(draws_B, jax.vmap(draw)(keys_B, filter_logits(logits_BV, choice)), likeliest_B),
         lambda: likeliest_B,
     ).astype(jnp.int32)
     F = choice.forced_BF.shape[1]
     at_B1 = jnp.minimum(place_B, F - 1)[:, None]
     forced_B = jnp.take_along_axis(jnp.asarray(choice.forced_BF), at_B1, axis=1)[:, 0]
     return jnp.where((forced_B >= 0) & (place_B < F), forced_B, token_B)
+
+
+def draw(key: jax.Array, logits_V: jax.Array) -> jax.Array:
+    """A token drawn from softmax(logits), int32.
+
+    First a group of GROUP tokens, then one of the group, by two uniform numbers: noise for each token of a vocabulary
+    (`jax.random.categorical`) takes a CPU ten times as long.
+    """
+    group = min(GROUP, len(logits_V))
+    exp_V = jnp.exp(logits_V - jnp.max(logits_V))
+    exp_RG = jnp.pad(exp_V, (0, -len(logits_V) % group)).reshape(-1, group)
+    uniform_2 = jax.random.uniform(key, (2,))
+    row = _place(jnp.sum(exp_RG, axis=1), uniform_2[0])
+    return row * group + _place(exp_RG[row], uniform_2[1])
+
+
+def _place(mass_X: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index up to which there is more than this share of all mass; never one without mass."""
+    upto_X = jnp.cumsum(mass_X)
+    found_X = (upto_X > uniform * upto_X[-1]) & (mass_X > 0)
+    # Rounding may leave none: then the last one with mass.
+    last = len(mass_X) - 1 - jnp.argmax(mass_X[::-1] > 0)
+    return jnp.where(jnp.any(found_X), jnp.argmax(found_X), last).astype(jnp.int32)
 
 
 def _where_asked(asks_B: Array, change: Callable[[jax.Array], jax.Array], logits_BV: jax.Array) -> jax.Array:
