@@ -18,6 +18,7 @@ EVERY_FILE = sorted({*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchm
 HEAVY = ("tensorflow_datasets", "grain", "altair", "vl_convert", "wandb", "orbax", "tensorboardX", "tensorboard")
 SLOW = (*HEAVY, "jax", "flax", "optax", "tokenizers")
 PROGRAMS = [path.stem for path in sorted((ROOT / "launch").glob("*.py")) if "__main__" in path.read_text("utf-8")]
+PROGRAMS += [f"{path.parent.name}.__main__" for path in sorted((ROOT / "launch").glob("*/__main__.py"))]
 
 
 def name(path: pathlib.Path) -> str:

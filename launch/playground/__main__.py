@@ -1,57 +1,64 @@
 """See the choice and the look: type a text, see what could come next, choose it, and see where each head looks.
 
   uv run -m launch.playground --checkpoint=runs/quickstart
-  uv run -m launch.playground --checkpoint=runs/quickstart --checkpoint=runs/alibi      two networks side by side
+  uv run -m launch.playground --checkpoint=runs/quickstart --compare=runs/alibi         two networks side by side
   uv run -m launch.playground --checkpoint=smollm2 --port=8123
 
-Then open the address that it prints. Nothing leaves this machine. Ctrl-C ends it.
+Then open the address that it prints. It is launch.serve with a page at /: nothing leaves this machine.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import start
+from launch import serve, start
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+    from launch.playground.reading import Reader
+    from launch.server.serving import Serving
 
 FLAGS = flags.FLAGS
 
 
-def define(_: Sequence[str]) -> None:
-    """The flags of this program."""
+def define(arguments: Sequence[str]) -> None:
+    """The flags of this program: those of the server, and one more."""
+    serve.define(arguments)
     flags.DEFINE_multi_string(
-        "checkpoint", ["runs/quickstart"], f"{start.CHECKPOINT} Given twice, the page shows both side by side."
+        "compare",
+        [],
+        "Another checkpoint to show beside it; may be given several times. Steps of runs are there anyway.",
     )
-    flags.DEFINE_integer("port", 8000, "The port of 127.0.0.1 to answer on; 0 takes a free one.")
 
 
-def run() -> None:
-    """Restore, serve the page until interrupted."""
-    from configs.schema import ConfigError
+def run() -> int:
+    """Restore, serve the page until told to stop."""
+    return serve.run(page)
 
-    if not 0 <= FLAGS.port < 65536:
-        raise ConfigError(f"--port={FLAGS.port}: it must be from 0 to 65535.")
-    start.prepare_jax()
-    import socket
 
-    import uvicorn
-    from starlette.applications import Starlette
+def page(serving: Serving) -> Sequence[BaseRoute]:
+    """The page about what is served, as routes of its server; compiles what it will need meanwhile."""
+    import threading
 
     from launch.playground.models import Models
+    from launch.playground.reading import Reader
     from launch.playground.routes import routes
+    from train.checkpoint import restore_params
 
-    models = Models(FLAGS.checkpoint)
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(("127.0.0.1", FLAGS.port))
-        except OSError:
-            raise ConfigError(f"--port={FLAGS.port} is taken: choose another, or 0 for a free one.") from None
-        print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-        settings = uvicorn.Config(Starlette(routes=routes(models)), log_level="warning", lifespan="off")
-        uvicorn.Server(settings).run(sockets=[listening])
+    def restore(checkpoint: str) -> Reader:
+        if checkpoint == FLAGS.checkpoint:
+            return Reader(serving.config, serving.params, serving.tokenizer)
+        restored = restore_params(checkpoint)
+        return Reader(restored.config, restored.params, restored.tokenizer)
+
+    models = Models([FLAGS.checkpoint, *FLAGS.compare], restore)
+    threading.Thread(target=models.prepare, daemon=True).start()
+    return routes(models)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from configs.convert import translates
 from configs.schema import ConfigError
 from launch.playground.reading import Reader
-from train.checkpoint import CheckpointError, Restored, find, finished_steps, restore_params
+from train.checkpoint import CheckpointError, find, finished_steps
 from train.data.tokenizer import Tokenizer
 
 KEPT = 3  # Networks in memory at once.
@@ -29,11 +29,12 @@ class Choice:
 class Models:
     """Restores what is asked for, and keeps what was used last. May be called from several threads."""
 
-    def __init__(self, checkpoints: Sequence[str], restore: Callable[[str], Restored] = restore_params) -> None:
-        """Restores the first checkpoint and looks for the steps of the others.
+    def __init__(self, checkpoints: Sequence[str], restore: Callable[[str], Reader]) -> None:
+        """Restores these checkpoints and looks for the other steps of their runs.
 
         Args:
           checkpoints: at least one, as --checkpoint takes them; the page begins with the first two.
+          restore: called with what --checkpoint calls one.
 
         Raises:
           CheckpointError, ConfigError: one of them cannot be shown.
@@ -45,13 +46,18 @@ class Models:
         for checkpoint in self.first:
             self.reader(checkpoint)
 
+    def prepare(self) -> None:
+        """Compile what the page will ask for first, while it is already answered; takes a while."""
+        for checkpoint in self.first:
+            self.reader(checkpoint).prepare()
+
     def reader(self, checkpoint: str) -> Reader:
         """The network of one of the choices. Raises ConfigError if it is none of them."""
         if checkpoint not in self.choices:
             raise ConfigError(f"model={checkpoint!r} is not shown here; there are {', '.join(self.choices)}.")
         with self._lock:
             if checkpoint not in self._readers:
-                self._readers[checkpoint] = Reader(self._restore(checkpoint))
+                self._readers[checkpoint] = self._restore(checkpoint)
             self._readers.move_to_end(checkpoint)
             while len(self._readers) > KEPT:
                 self._readers.popitem(last=False)
@@ -74,12 +80,11 @@ def described(reader: Reader) -> dict[str, Any]:
     config, tokenizer = reader.config, reader.tokenizer
     return {
         "name": config.name,
-        "step": reader.restored.step,
         "vocabulary": config.tokenizer.vocab_size,
         "longest": reader.longest,
         "kinds": reader.kinds,
         "translates": translates(config),
-        "silences": config.model.network in ("decoder", "encoder_decoder"),
+        "silences": reader.silences,
         "example": config.train.sample_prompt,
         "ends": tokenizer.ends,
         "first_spaces": tokenizer.first_spaces,

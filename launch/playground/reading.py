@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from configs.schema import Config, ConfigError
 from model import Source, build
 from model.lens.places import Edit, without_heads
 from model.lens.record import record
-from train.checkpoint import Restored
+from train.data.tokenizer import Tokenizer
 
 LONGEST = 512  # Tokens: the weights of all heads are kept, and their number grows with the square.
 SHORTEST = 32  # Texts are padded to this times a power of two, so that few shapes are compiled.
@@ -72,16 +73,17 @@ def attention_kinds(config: Config) -> dict[str, tuple[int, int]]:
 class Reader:
     """One network, and what it made of the texts that it read last. May be called from several threads."""
 
-    def __init__(self, restored: Restored) -> None:
+    def __init__(self, config: Config, params: Any, tokenizer: Tokenizer) -> None:
         """Raises ConfigError for a network that has no next token."""
-        if fills_in(restored.config):
+        if fills_in(config):
             raise ConfigError(
-                f"--model.network={restored.config.model.network} fills in what is missing and continues nothing: "
+                f"--model.network={config.model.network} fills in what is missing and continues nothing: "
                 "use launch.sample with <|mask|> in its --prompt."
             )
-        self.restored, self.config, self.tokenizer = restored, restored.config, restored.tokenizer
+        self.config, self.params, self.tokenizer = config, params, tokenizer
         self.kinds = attention_kinds(self.config)
         self.longest = min(LONGEST, longest_text(self.config) or LONGEST)
+        self.silences = not is_recurrent(self.config)
         self._module, self._lock = build(self.config), threading.Lock()
         self._kept: collections.OrderedDict[Text, Reading] = collections.OrderedDict()
 
@@ -100,6 +102,13 @@ class Reader:
                 self._kept.popitem(last=False)
             return self._kept[text]
 
+    def prepare(self) -> None:
+        """Compile for the lengths that most texts have, so that nobody waits for it later; takes a while."""
+        size = SHORTEST
+        while size <= min(LONGEST // 2, self.longest):
+            self._read(Text((0,) * size, (0,) * SHORTEST if translates(self.config) else None))
+            size *= 2
+
     def _read(self, text: Text) -> Reading:
         T, S = len(text.ids), len(text.source or ())
         tokens_1T = jnp.asarray(self._padded(text.ids))
@@ -108,7 +117,7 @@ class Reader:
             source = Source.of(jnp.asarray(self._padded(text.source)), jnp.array([S], jnp.int32))
         # What is behind a token changes nothing of what is computed for it, so that padding needs no mask.
         places = [WEIGHTS[kind] for kind in self.kinds]
-        found = record(self._module, self.restored.params, tokens_1T, places, source, self._edits(text))
+        found = record(self._module, self.params, tokens_1T, places, source, self._edits(text))
         logits_V, logprobs_T, entropies_T = _summary(found["logits"][0], tokens_1T[0], T - 1)
         lengths = {"self": (T, T), "cross": (T, S), "encoder": (S, S)}
         weights = {
@@ -126,10 +135,11 @@ class Reader:
         return tokens_1T
 
     def _edits(self, text: Text) -> dict[str, Edit]:
+        """Also where nothing is silenced: then it is one compiled program, and a click on a head waits for none."""
         edits: dict[str, Edit] = {}
-        for kind in sorted({kind for kind, _, _ in text.off}):
+        for kind, (layers, heads) in self.kinds.items() if self.silences else ():
             off = [(layer, head) for other, layer, head in text.off if other == kind]
-            edits[WEIGHTS[kind].replace("weights", "heads")] = without_heads(*self.kinds[kind], off)
+            edits[WEIGHTS[kind].replace("weights", "heads")] = without_heads(layers, heads, off)
         return edits
 
     def _check(self, text: Text) -> None:
@@ -146,7 +156,7 @@ class Reader:
             raise ConfigError("source is for networks that translate, and those need one.")
         for kind, layer, head in text.off:
             self.check_head(kind, layer, head)
-        if text.off and is_recurrent(self.config):
+        if text.off and not self.silences:
             raise ConfigError(f"off: --model.network={self.config.model.network} has no heads to silence.")
 
     def check_head(self, kind: str, layer: int, head: int) -> None:

@@ -22,7 +22,7 @@ from launch.playground.routes import routes
 from model import Source, build
 from model.lens.places import without_heads
 from model.lens.record import record
-from train.checkpoint import CheckpointError, Restored
+from train.checkpoint import CheckpointError
 from train.data.sections import Corpus
 from train.data.tokenizer import make_tokenizer
 
@@ -31,24 +31,24 @@ END = BYTES.end_of_text
 IDS = (END, *b"def f(x)")
 
 
-def restored(name: str = "", **settings: Any) -> Restored:
+def reader_of(name: str = "", **settings: Any) -> Reader:
     """A random network over bytes; its name is its seed."""
     config = override(tiny(logit_scale=0.3, **settings), {"tokenizer.vocab_size": 257})
-    return Restored(config, random_params(build(config), seed=len(name)), BYTES, 7)
+    return Reader(config, random_params(build(config), seed=len(name)), BYTES)
 
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    return Reader(restored())
+    return reader_of()
 
 
 @pytest.fixture(scope="module")
 def client() -> TestClient:
-    return TestClient(Starlette(routes=routes(Models(["a", "bb"], restored))))
+    return TestClient(Starlette(routes=routes(Models(["a", "bb"], reader_of))))
 
 
 def logprobs(reader: Reader, ids: tuple[int, ...]) -> np.ndarray:
-    logits_BTV = jax.jit(build(reader.config).apply)({"params": reader.restored.params}, jnp.array([ids]))
+    logits_BTV = jax.jit(build(reader.config).apply)({"params": reader.params}, jnp.array([ids]))
     return np.asarray(jax.nn.log_softmax(jnp.asarray(logits_BTV[0], jnp.float32)))
 
 
@@ -63,7 +63,7 @@ def test_a_reading_has_the_logits_and_the_likelihoods_of_a_forward_pass(reader):
 
 def test_its_weights_are_those_that_the_lens_records(reader):
     weights_LNTS = reader.read(Text(IDS)).weights["self"]
-    expected = record(build(reader.config), reader.restored.params, jnp.array([IDS]))["layers/attention/weights"][:, 0]
+    expected = record(build(reader.config), reader.params, jnp.array([IDS]))["layers/attention/weights"][:, 0]
     np.testing.assert_allclose(weights_LNTS, expected, atol=1e-6)
 
 
@@ -71,17 +71,17 @@ def test_a_head_that_is_knocked_out_changes_what_comes_next(reader):
     off = frozenset({("self", 1, 2)})
     changed = reader.read(Text(IDS, off=off)).logits_V
     edits = {"layers/attention/heads": without_heads(2, 4, [(1, 2)])}
-    expected = record(build(reader.config), reader.restored.params, jnp.array([IDS]), edits=edits)["logits"][0, -1]
+    expected = record(build(reader.config), reader.params, jnp.array([IDS]), edits=edits)["logits"][0, -1]
     np.testing.assert_allclose(changed, expected, atol=1e-4)
     assert np.abs(changed - reader.read(Text(IDS)).logits_V).max() > 0.01
 
 
 def test_a_translator_shows_three_kinds_of_attention_and_its_heads_can_be_knocked_out():
-    translator = Reader(restored(network="encoder_decoder"))
+    translator = reader_of(network="encoder_decoder")
     source, target = (*b"ab c", END), (END, *b"xy")
     plain = translator.read(Text(target, source))
     expected = record(
-        build(translator.config), translator.restored.params, jnp.array([target]), tuple(reading.WEIGHTS.values()),
+        build(translator.config), translator.params, jnp.array([target]), tuple(reading.WEIGHTS.values()),
         Source.of(jnp.array([source])),
     )  # fmt: skip
     for kind, place in reading.WEIGHTS.items():
@@ -93,7 +93,7 @@ def test_a_translator_shows_three_kinds_of_attention_and_its_heads_can_be_knocke
 
 @pytest.mark.parametrize(("kind", "kinds"), [("lstm", set()), ("lstm_encoder_decoder", {"cross"})])
 def test_recurrent_networks_can_be_read_too(kind, kinds):
-    recurrent = Reader(restored(network=kind))
+    recurrent = reader_of(network=kind)
     found = recurrent.read(Text(IDS, (*b"ab", END) if "encoder" in kind else None))
     assert set(found.weights) == kinds
     with pytest.raises(ConfigError, match=r"has no heads to silence|this network has no attention"):
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_refused(reader, text, message):
 
 def test_an_encoder_has_no_next_token():
     with pytest.raises(ConfigError, match=r"continues nothing: use launch\.sample"):
-        Reader(restored(network="encoder"))
+        reader_of(network="encoder")
 
 
 def test_no_more_readings_are_kept_than_there_is_room_for(reader, monkeypatch):
@@ -161,7 +161,7 @@ def test_numbers_arrive_in_binary_and_by_network(client):
     ids = client.post("/playground/api/encode", json={"model": "a", "text": "def f(x)"}).json()["ids"]
     assert tuple(ids) == IDS
     for name in ("a", "bb"):
-        found = Reader(restored(name)).read(Text(IDS))
+        found = reader_of(name).read(Text(IDS))
         received = numbers(client.post("/playground/api/read", json={"model": name, "ids": ids}))
         expected = np.concatenate([found.logits_V, found.logprobs_T, found.entropies_T])
         np.testing.assert_allclose(received, expected, atol=1e-5)
@@ -207,9 +207,9 @@ def test_malformed_questions_are_answered_with_the_field(client, name, body, par
 def test_only_what_was_named_is_restored():
     asked: list[str] = []
 
-    def restore(name: str) -> Restored:
+    def restore(name: str) -> Reader:
         asked.append(name)
-        return restored(name)
+        return reader_of(name)
 
     models = Models(["a", "bb", "a"], restore)
     assert asked == ["a", "bb"]
@@ -217,7 +217,7 @@ def test_only_what_was_named_is_restored():
     with pytest.raises(ConfigError, match="'ccc' is not shown here; there are a, bb"):
         models.reader("ccc")
 
-    def missing(name: str) -> Restored:
+    def missing(name: str) -> Reader:
         raise CheckpointError(name)
 
     with pytest.raises(CheckpointError):

@@ -16,14 +16,13 @@ from xml.etree import ElementTree
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from served import served
-from starlette.applications import Starlette
-from test_playground import END, restored
+from test_playground import BYTES, END, reader_of
 
 from launch.playground.models import Models
-from launch.playground.reading import Reader, Text
+from launch.playground.reading import Text
 from launch.playground.routes import routes
 from model.generate.choose import Choice, Sampling, filter_logits
+from tests.serving import running, tiny_serving
 
 # How brightly each token is marked as looked at.
 LOOKS = "tokens => tokens.map(token => Number(token.style.getPropertyValue('--look') || 0))"
@@ -45,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with served(Starlette(routes=routes(Models(["a", "bb"], restored)))) as address:
+    with running(tiny_serving(tokenizer=BYTES), routes=routes(Models(["a", "bb"], reader_of))) as address:
         yield address
 
 
@@ -110,7 +109,7 @@ def softmax(logits_V: np.ndarray) -> np.ndarray:
 
 def test_the_table_shows_the_probabilities_of_the_whole_vocabulary(opened):
     page = opened("?text=def+f(x)")
-    probabilities_V = softmax(Reader(restored("a")).read(Text((END, *b"def f(x)"))).logits_V)
+    probabilities_V = softmax(reader_of("a").read(Text((END, *b"def f(x)"))).logits_V)
     shown = rows(page)
     assert set(shown) == set(np.argsort(-probabilities_V, kind="stable")[:20].tolist())
     for token, row in shown.items():
@@ -206,7 +205,7 @@ def test_a_candidate_that_is_clicked_is_the_next_token(opened):
     page.click(f".row[data-token='{token['token']}']")
     settle(page, 5)
     assert ids(page) == [END, *b"abc", int(token["token"])]
-    probabilities_V = softmax(Reader(restored("a")).read(Text((END, *b"abc", int(token["token"])))).logits_V)
+    probabilities_V = softmax(reader_of("a").read(Text((END, *b"abc", int(token["token"])))).logits_V)
     for other, row in rows(page).items():
         assert float(row["own"]) == pytest.approx(probabilities_V[other], abs=1e-3)
 
@@ -270,7 +269,7 @@ def test_a_character_that_is_not_whole_is_shown_as_bytes(opened):
 
 def test_hovering_a_token_shows_where_it_looks(opened):
     page = opened("?text=def+f(x)&layer=1&head=2")
-    weights_TS = Reader(restored("a")).read(Text((END, *b"def f(x)"))).weights["self"][1, 2]
+    weights_TS = reader_of("a").read(Text((END, *b"def f(x)"))).weights["self"][1, 2]
     page.hover("#text-tokens .token >> nth=5")
     seen = page.locator("#text-tokens .token").evaluate_all(LOOKS)
     expected = np.where(weights_TS[5] >= 0.01, np.sqrt(weights_TS[5]), 0)
@@ -289,7 +288,7 @@ def test_a_click_knocks_a_head_out_and_the_table_moves(opened):
     expect(page.locator("#restore")).to_be_visible()
     expect(page.locator(".note").first).to_contain_text("bits from the intact network")
     off = frozenset({("self", 0, 0)})
-    probabilities_V = softmax(Reader(restored("a")).read(Text((END, *b"def f(x)"), off=off)).logits_V)
+    probabilities_V = softmax(reader_of("a").read(Text((END, *b"def f(x)"), off=off)).logits_V)
     after = rows(page)
     for token, row in after.items():
         assert float(row["own"]) == pytest.approx(probabilities_V[token], abs=1e-3)
@@ -305,7 +304,7 @@ def test_two_networks_stand_side_by_side(opened):
     page = opened()
     assert page.locator(".table").count() == 2
     for table, name in enumerate(("a", "bb")):
-        probabilities_V = softmax(Reader(restored(name)).read(Text((END, *b"def "))).logits_V)
+        probabilities_V = softmax(reader_of(name).read(Text((END, *b"def "))).logits_V)
         for token, row in rows(page, table).items():
             assert float(row["own"]) == pytest.approx(probabilities_V[token], abs=1e-3)
 
@@ -340,11 +339,12 @@ def test_pictures_can_be_kept(opened, tmp_path):
 
 
 def test_a_translator_shows_from_which_words_it_writes(opened):
-    translator = restored(network="encoder_decoder")
-    with served(Starlette(routes=routes(Models(["t"], lambda name: translator)))) as address:
+    translator = reader_of(network="encoder_decoder")
+    pages = routes(Models(["t"], lambda name: translator))
+    with running(tiny_serving(tokenizer=BYTES), routes=pages) as address:
         page = opened("?source=ab+c&text=xy", at=address)
         source, target = (*b"ab c", END), (END, *b"xy")
-        found = Reader(translator).read(Text(target, source))
+        found = translator.read(Text(target, source))
         probabilities_V = softmax(found.logits_V)
         for token, row in rows(page).items():
             assert float(row["own"]) == pytest.approx(probabilities_V[token], abs=1e-3)

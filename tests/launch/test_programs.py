@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,21 @@ def test_help_shows_every_flag_with_its_default_and_a_sentence():
     for line in ("--run=", "--config=quickstart", "--model.num_heads=4", "--model.norm=rms", "--mesh.data=-1"):
         assert f"  {line}\n" in shown, line
     assert "Number of attention (query) heads" in shown
+
+
+def test_the_playground_shows_a_run_until_it_is_told_to_stop(trained):
+    folder, _ = trained
+    command = [sys.executable, "-m", "launch.playground", f"--checkpoint={folder}", "--port=0", "--slots=1"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if line.startswith("http://127.0.0.1:"))
+        address = line.split()[0]
+        with urllib.request.urlopen(f"{address}/") as page:
+            assert "<title>Playground</title>" in page.read().decode()
+        with urllib.request.urlopen(f"{address}/playground/api/models") as answer:
+            shown = json.loads(answer.read())
+        assert shown["first"] == [str(folder)]
+        assert f"{folder}@10" in [choice["model"] for choice in shown["models"]]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0

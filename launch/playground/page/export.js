@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 import { png, save, svg } from "./figure.js";
 import { filtered } from "./filters.js";
 import { path, tokensOf } from "./tree.js";
+import { label } from "./vocabulary.js";
 
 const CANDIDATES = 100; // In the JSON; the tail's mass is there as well.
 
@@ -23,7 +24,7 @@ function table({ pane, ids, reading }, settings, most) {
   const pending = pane.vocabulary.pending(ids);
   const rows = Array.from(reading.order.subarray(0, most), (id, rank) => {
     const piece = pane.vocabulary.piece(id, pending);
-    return { id, label: piece.whole || piece.text, bytes: [...pane.vocabulary.bytes(id)], p: probabilities[rank], own: reading.own[rank], cut: cut(rank) };
+    return { id, label: label(piece), bytes: [...pane.vocabulary.bytes(id)], p: probabilities[rank], own: reading.own[rank], cut: cut(rank) };
   });
   const mass = (values) => values.subarray(rows.length).reduce((sum, value) => sum + value, 0);
   return { rows, kept, tail: { tokens: reading.order.length - rows.length, mass: mass(probabilities), own: mass(reading.own) } };
@@ -37,7 +38,7 @@ function numbers(page) {
     source: page.source,
     knockedOut: [...page.off].sort(),
     networks: page.readings.map((shown) => ({
-      checkpoint: shown.pane.name, name: shown.pane.info.name, step: shown.pane.info.step,
+      checkpoint: shown.pane.name, name: shown.pane.info.name,
       text: shown.pane.vocabulary.text(shown.ids),
       tokens: shown.ids.map((id, at) => ({
         id, text: shown.pane.vocabulary.piece(id).text,

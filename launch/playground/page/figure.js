@@ -1,7 +1,7 @@
 // What the page shows, as a picture to keep: the head's lines between the tokens, and the next-token table.
 
 import { drawn, number, probability } from "./dom.js";
-import { printable, visible } from "./vocabulary.js";
+import { printable } from "./vocabulary.js";
 
 const INK = "#1c2024", QUIET = "#5f6770", BLUE = "#3b82e0", ORANGE = "#e8710a", LINE = "#d9dde2";
 const STEP = 20, TOP = 84, MOST_TOKENS = 48, MOST_CANDIDATES = 16;
@@ -70,7 +70,7 @@ function text(x, y, content, attributes = {}) {
 }
 
 function clipped(name) {
-  const shown = [...visible(name)];
+  const shown = [...printable(name)];
   return shown.length > 16 ? `${shown.slice(0, 15).join("")}…` : shown.join("");
 }
 

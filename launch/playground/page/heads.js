@@ -1,7 +1,6 @@
 // All heads as small pictures, and one of them as a heat map, both on canvases.
 
 import { byId } from "./dom.js";
-import { visible } from "./vocabulary.js";
 
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -10,8 +9,10 @@ function sized(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
+  if (canvas.style) {
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+  }
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
   return context;
@@ -153,55 +154,64 @@ export class HeatMap {
     new ResizeObserver(() => this.data && this.draw()).observe(byId("heads"));
   }
 
-  // weights: as of api.head; queries, keys: what the tokens are called; causal: nothing is above the diagonal.
+  // weights: as of api.head; queries, keys: labels of the tokens; causal: nothing is above the diagonal.
   show(weights, queries, keys, causal) {
     this.data = { weights, queries, keys, causal };
     this.row = null;
     this.draw();
   }
 
+  // Frame the row of a query, or none.
   mark(row) {
     if (!this.data || this.row === row) return;
     this.row = row;
-    this.draw();
+    this.stamp();
   }
 
+  // Thousands of cells are painted once; framing a row only stamps the picture again.
   draw() {
     const { weights: { queries: T, keys: S, weights }, queries, keys, causal } = this.data;
     const named = T <= 48 && S <= 48;
-    const label = named ? 78 : 6;
-    const room = Math.min(byId("map-figure").clientWidth || 400, 640) - label - 4;
+    this.label = named ? 78 : 6;
+    const room = Math.min(byId("map-figure").clientWidth || 400, 640) - this.label - 4;
     this.cell = Math.max(1, Math.min(26, Math.floor(room / S) || room / S));
-    this.label = label;
-    const context = sized(this.canvas, label + S * this.cell + 2, label + T * this.cell + 2);
-    const [blue, quiet, ink] = ["--blue", "--quiet", "--ink"].map(colourOf);
-    context.fillStyle = blue;
+    this.picture = new OffscreenCanvas(1, 1);
+    this.size = [this.label + S * this.cell + 2, this.label + T * this.cell + 2];
+    const context = sized(this.picture, ...this.size);
+    context.fillStyle = colourOf("--blue");
     for (let t = 0; t < T; t++) {
       for (let s = 0; s < S; s++) {
         if (causal && s > t) continue;
         context.globalAlpha = 0.05 + 0.95 * Math.sqrt(Math.min(1, Math.abs(weights[t * S + s])));
-        context.fillRect(label + s * this.cell, label + t * this.cell, this.cell, this.cell);
+        context.fillRect(this.label + s * this.cell, this.label + t * this.cell, this.cell, this.cell);
       }
     }
     context.globalAlpha = 1;
-    if (named && this.cell >= 8) this.drawNames(context, queries, keys, quiet, ink);
-    if (this.row !== null && this.row < T) {
-      context.strokeStyle = colourOf("--orange");
-      context.lineWidth = 2;
-      context.strokeRect(label, label + this.row * this.cell, S * this.cell, this.cell);
-    }
+    if (named && this.cell >= 8) this.drawNames(context, queries, keys);
+    this.context = sized(this.canvas, ...this.size);
     this.canvas.setAttribute("aria-label", `Weights of ${T} tokens over ${S}`);
+    this.stamp();
   }
 
-  drawNames(context, queries, keys, quiet, ink) {
+  stamp() {
+    const { context, label, cell } = this;
+    const { queries: T, keys: S } = this.data.weights;
+    context.clearRect(0, 0, ...this.size);
+    context.drawImage(this.picture, 0, 0, ...this.size);
+    if (this.row === null || this.row >= T) return;
+    context.strokeStyle = colourOf("--orange");
+    context.lineWidth = 2;
+    context.strokeRect(label, label + this.row * cell, S * cell, cell);
+  }
+
+  drawNames(context, queries, keys) {
     context.font = `${Math.min(12, this.cell * 0.9)}px system-ui, sans-serif`;
     context.textBaseline = "middle";
+    context.fillStyle = colourOf("--quiet");
     queries.forEach((name, t) => {
       context.textAlign = "right";
-      context.fillStyle = t === this.row ? ink : quiet;
       context.fillText(shortened(name), this.label - 4, this.label + (t + 0.5) * this.cell);
     });
-    context.fillStyle = quiet;
     keys.forEach((name, s) => {
       context.save();
       context.translate(this.label + (s + 0.5) * this.cell, this.label - 4);
@@ -221,12 +231,12 @@ export class HeatMap {
 
   told(t, s) {
     const { weights: { keys: S, weights }, queries, keys, causal } = this.data;
-    if (causal && s > t) return `${visible(queries[t])} cannot see ${visible(keys[s])}, which comes later.`;
-    return `${visible(queries[t])} (${t}) reads ${weights[t * S + s].toFixed(3)} from ${visible(keys[s])} (${s})`;
+    if (causal && s > t) return `${queries[t]} cannot see ${keys[s]}, which comes later.`;
+    return `${queries[t]} (${t}) reads ${weights[t * S + s].toFixed(3)} from ${keys[s]} (${s})`;
   }
 }
 
 function shortened(name) {
-  const shown = [...visible(name)];
+  const shown = [...name];
   return shown.length > 10 ? `${shown.slice(0, 9).join("")}…` : shown.join("");
 }

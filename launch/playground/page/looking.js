@@ -3,8 +3,9 @@
 import * as api from "./api.js";
 import { byId, element, segments } from "./dom.js";
 import { Grid, HeatMap } from "./heads.js";
-import { visible } from "./vocabulary.js";
+import { label } from "./vocabulary.js";
 
+const MOST = 10; // Tokens that are listed.
 const KINDS = { self: "text → text", cross: "text → source", encoder: "source → source" };
 // Which tokens look, and which are looked at.
 const SIDES = { self: ["text", "text"], cross: ["text", "source"], encoder: ["source", "source"] };
@@ -31,7 +32,6 @@ export class Looking {
     byId("panes").replaceChildren(...panes.map((pane, at) =>
       element("button", { type: "button", role: "radio", "data-value": at }, title(pane.name))));
     const { kinds, silences } = this.info;
-    if (!(this.kind in kinds)) this.kind = Object.keys(kinds).at(-1 * (Object.keys(kinds).length > 1) + 0) ?? "";
     if (!(this.kind in kinds)) this.kind = Object.keys(kinds)[0] ?? "";
     byId("kinds").hidden = Object.keys(kinds).length < 2;
     byId("kinds").replaceChildren(...Object.keys(kinds).map((kind) =>
@@ -92,7 +92,7 @@ export class Looking {
   }
 
   names(side) {
-    return this.tokens[side].map((piece) => piece.text);
+    return this.tokens[side].map(label);
   }
 
   // Look from a token: {side, index}, or null for nowhere.
@@ -115,9 +115,17 @@ export class Looking {
     }
     const row = weights.subarray(at.index * keys, (at.index + 1) * keys);
     this.page.text.look(at, to, row);
-    const best = Array.from(row, (weight, key) => [weight, key]).sort((a, b) => b[0] - a[0]).slice(0, 4).filter(([weight]) => weight >= 0.01);
+    const ranked = Array.from(row, (weight, key) => [weight, key]).sort((a, b) => b[0] - a[0]);
+    const best = ranked.slice(0, MOST).filter(([weight]) => weight >= 0.005);
     const [looker, seen] = [this.names(from), this.names(to)];
-    byId("looking").textContent = `Layer ${this.layer}, head ${this.head}: ${visible(looker[at.index])} reads from `
-      + best.map(([weight, key]) => `${visible(seen[key])} ${weight.toFixed(2)}`).join(", ");
+    byId("looking").textContent = `Layer ${this.layer}, head ${this.head}: ${looker[at.index]} reads from `
+      + best.slice(0, 4).map(([weight, key]) => `${seen[key]} ${weight.toFixed(2)}`).join(", ");
+    byId("read-title").textContent = `${looker[at.index]} reads from`;
+    byId("read").replaceChildren(...best.map(([weight, key]) => {
+      const fill = element("span", { class: "fill" });
+      fill.style.transform = `scaleX(${Math.min(1, Math.abs(weight))})`;
+      return element("li", {}, element("span", { class: "label" }, seen[key]), element("span", { class: "track" }, fill),
+        element("span", { class: "value" }, weight.toFixed(3)));
+    }));
   }
 }

@@ -3,7 +3,7 @@
 import { element, number, probability } from "./dom.js";
 import { visible } from "./vocabulary.js";
 
-const ROW = 30; // Pixels.
+const ROW = 28; // Pixels.
 const FULL = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]; // What a whole bar can stand for.
 const NAMES = { k: "top-k", p: "top-p", m: "min-p", g: "greedy" };
 

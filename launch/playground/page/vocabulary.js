@@ -72,6 +72,11 @@ export class Vocabulary {
   }
 }
 
+// A piece in a word or two: what bytes complete, or the bytes.
+export function label(piece) {
+  return piece.kind === "bytes" ? piece.whole || piece.text : visible(piece.text);
+}
+
 // White space as signs, so that it can be seen; nothing as ∅.
 export function visible(text) {
   return printable([...text].map((character) => SIGNS[character] ?? character).join("")) || "∅";
