@@ -27,6 +27,7 @@ from configs.schema import Config
 from model.attention import Places
 from model.experts import LOSSES
 from model.lens.places import recording
+from model.remat import LAYER_INPUT, policy
 from model.sharding import RULES, constrain, interleaved, parameter_axes, partition, ways
 
 (STAGE,) = RULES["layers"]
@@ -110,6 +111,9 @@ class Pipeline(nn.Module):
             places, memory_bSD = jax.tree.map(lambda x_M: x_M[part], (places_M, memory_MbSD))
             return self._visit(layers_RK, turn, x_bTD, (dataclasses.replace(places, slopes_N=slopes_N), memory_bSD))
 
+        if (remat := self.config.model.remat) != "none":
+            # Else the weights of the visited layers would be kept for the backward pass, once for each visit.
+            visit = jax.checkpoint(visit, policy=policy(remat, LAYER_INPUT), prevent_cse=False)
         all_stages = jax.vmap(visit, spmd_axis_name=STAGE)
         first_S = (jnp.arange(S) == 0)[:, None, None, None]
 

@@ -34,15 +34,15 @@ def rematerialized(layer: Any, config: Config) -> Any:
     return nn.remat(layer, policy=policy(config.model.remat), prevent_cse=config.model.layers == "unroll")
 
 
-def policy(remat: str) -> Any:
-    """The policy of `jax.checkpoint` that a value of `model.remat` means, `none` excepted."""
+def policy(remat: str, *more: str) -> Any:
+    """The policy of `jax.checkpoint` that a value of `model.remat` means, `none` excepted; `more` is kept as well."""
     policies = jax.checkpoint_policies
     if remat == "offload":
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT, *QKV],
             offload_src="device", offload_dst="pinned_host",
         )  # fmt: skip
-    by_name = policies.save_only_these_names(*KEPT.get(remat, remat.split(",")))
+    by_name = policies.save_only_these_names(*KEPT.get(remat, remat.split(",")), *more)
     if remat == "dots":  # Experts' products have a batch axis, and those in a kernel are out of sight: they go by name.
         return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, by_name)
     return by_name

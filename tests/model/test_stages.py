@@ -56,6 +56,27 @@ def test_between_stages_goes_a_part_and_nothing_else(network):
     assert sent == {("collective-permute", f"f32[1,{ROWS // STAGES},{T},16]")}
 
 
+@pytest.mark.parametrize("remat", ["full", "qkv"])
+def test_for_the_backward_pass_each_visit_keeps_activations_and_no_weights(network, remat):
+    """Of the weights, which are chosen by the turn, each visit would keep its own."""
+    module, params, _, tokens_BT, mesh = network
+    module = build(override(module.config, {"model.remat": remat}))
+    with jax.set_mesh(mesh):
+        program = jax.make_jaxpr(jax.grad(lambda params: module.apply({"params": params}, tokens_BT).sum()))(params)
+    visits, parts, turns = 2 * STAGES + STAGES - 1, (STAGES, ROWS // STAGES, T), 8 // STAGES // 2
+    kept = {
+        out.aval.shape[1:]  # type: ignore[union-attr]
+        for scan in program.eqns
+        if scan.primitive.name == "scan" and scan.params["length"] == visits
+        for out in scan.outvars
+        if out.aval.shape[:1] == (visits,)  # type: ignore[union-attr]
+    }
+    activations = {shape for shape in kept if len(shape) > 2}
+    assert (turns, *parts, 16) in activations  # The input of each layer.
+    assert {shape[: 1 + len(parts)] for shape in activations} == {(turns, *parts)}
+    assert len(activations) == (1 if remat == "full" else 3)  # Queries; keys and values, of one shape.
+
+
 def test_each_stage_holds_its_layers_only(network):
     _, _, there, _, _ = network
     kernel = there["layers"]["attention"]["query"]["kernel"]
