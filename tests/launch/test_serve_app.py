@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from configs.schema import ConfigError
+from launch.server import listening
 from launch.server.app import make_app
 from launch.server.engine_thread import EngineThread, OverloadError, StoppingError
 from launch.server.limits import Limits
@@ -220,3 +221,44 @@ def test_without_the_key_only_health_answers(thread):
 def test_another_host_name_is_refused(thread):
     assert ask(thread, "/health", hosts=["localhost"], headers={"Host": "evil.example"}).status_code == 400
     assert ask(thread, "/health", hosts=["localhost"]).status_code == 200
+
+
+def test_only_with_a_key_other_machines_are_let_in():
+    for host in ("127.0.0.1", "::1", "localhost"):
+        listening.check_host(host, None, "KEY")
+    listening.check_host("0.0.0.0", "s3cret", "KEY")
+    for host in ("0.0.0.0", "::", "192.168.0.1"):
+        with pytest.raises(ConfigError, match=f"--host={host} lets other machines in"):
+            listening.check_host(host, None, "KEY")
+    with pytest.raises(ConfigError, match="--host=here is no address"):
+        listening.check_host("here", None, "KEY")
+
+
+def test_a_key_is_one_word(tmp_path, monkeypatch):
+    assert listening.read_key(None, "A_KEY") is None
+    (tmp_path / "key").write_text("s3cret\n")
+    assert listening.read_key(str(tmp_path / "key"), "A_KEY") == "s3cret"
+    for wrong in ("", "two words", "schlüssel"):
+        monkeypatch.setenv("A_KEY", wrong)
+        with pytest.raises(ConfigError, match="A_KEY holds no key"):
+            listening.read_key(None, "A_KEY")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        listening.read_key(str(tmp_path / "none"), "A_KEY")
+
+
+def test_a_port_that_is_taken_is_named():
+    with listening.bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = int(listening.url_of(taken).rpartition(":")[2])
+        with pytest.raises(ConfigError, match=f"--port={port}"):
+            listening.bind("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="--port=99999"):
+        listening.bind("127.0.0.1", 99999)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("slots", 0), ("queue", -1), ("length", 1), ("seconds", 0.0), ("grace", -1)]
+)
+def test_limits_that_nothing_could_be_served_with_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"--{name}={value:g}: it must be at least"):
+        Limits(**{name: value})
