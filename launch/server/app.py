@@ -24,6 +24,7 @@ from launch.server.metrics import Metrics
 from launch.server.openapi import document
 from launch.server.routes import chat_completions, completions
 from launch.server.serving import Serving
+from launch.server.tokens import detokenize, tokenize, tokenizer_info
 
 OPEN_PATHS = ("/health",)  # No key is needed: who watches over a server asks this.
 
@@ -46,6 +47,9 @@ def make_app(
         Route("/openapi.json", openapi),
         Route("/v1/models", models),
         Route("/v1/models/{model:path}", model),
+        Route("/tokenizer_info", tokenizer_info),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     ]

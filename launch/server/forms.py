@@ -9,7 +9,8 @@ from typing import Any
 import pydantic
 
 from launch.server import protocol
-from launch.server.jobs import Reads, chat_job, completion_job
+from launch.server.jobs import Job, chat_job, completion_job
+from launch.server.serving import Serving
 from launch.server.texts import Named, Piece, Placed
 
 
@@ -32,14 +33,16 @@ class Form:
 
     Attributes:
       prefix: of the answers' ids.
-      read: a request's body as a job.
+      asks: the body of a request.
+      job: what it asks the engine for; raises ApiError for what cannot be served.
       whole: the answer in one; each text as one piece, and whether tokens were asked for.
       begin: what a stream says of a text before its first piece, if anything.
       event: a piece in a stream; None is the last event, which has counts alone.
     """
 
     prefix: str
-    read: Reads
+    asks: type[protocol.Settings]
+    job: Callable[[Serving, Any], Job]
     whole: Callable[[Head, Sequence[Piece], bool, protocol.Usage], pydantic.BaseModel]
     begin: Callable[[Head, int], pydantic.BaseModel | None]
     event: Callable[[Head, Piece | None, bool, protocol.Usage | None], pydantic.BaseModel]
@@ -134,5 +137,7 @@ def _chat_event(head: Head, piece: Piece | None, told: bool, usage: protocol.Usa
     return protocol.ChatChunk(**head.to_dict(), choices=choices, usage=usage)
 
 
-COMPLETIONS = Form("cmpl", completion_job, _completion, lambda head, number: None, _completion_event)
-CHAT = Form("chatcmpl", chat_job, _chat, _chat_begin, _chat_event)
+COMPLETIONS = Form(
+    "cmpl", protocol.CompletionRequest, completion_job, _completion, lambda head, number: None, _completion_event
+)
+CHAT = Form("chatcmpl", protocol.ChatRequest, chat_job, _chat, _chat_begin, _chat_event)

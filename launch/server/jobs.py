@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Sequence
-from typing import Protocol
 
 from configs.convert import translates
 from launch.server.errors import wrong
@@ -58,17 +57,8 @@ class Job:
         return self.prompts[number // self.written]
 
 
-class Reads(Protocol):
-    """One of the two kinds of requests, read as a job; raises ApiError for what cannot be served."""
-
-    def __call__(self, serving: Serving, body: bytes) -> tuple[Settings, Job]:
-        """The request and its job."""
-        ...
-
-
-def completion_job(serving: Serving, body: bytes) -> tuple[CompletionRequest, Job]:
-    """The job of POST /v1/completions; raises ApiError or pydantic's ValidationError."""
-    asked = CompletionRequest.model_validate_json(body)
+def completion_job(serving: Serving, asked: CompletionRequest) -> Job:
+    """The job of POST /v1/completions; raises ApiError for what cannot be served."""
     _check(serving, asked)
     if translates(serving.config) and asked.echo:
         raise wrong("echo", f"{serving.name} translates, and its text does not begin with the prompt.")
@@ -81,12 +71,11 @@ def completion_job(serving: Serving, body: bytes) -> tuple[CompletionRequest, Jo
     told, echo = asked.logprobs is not None, bool(asked.echo)
     max_tokens = USUAL_TOKENS if asked.max_tokens is None else asked.max_tokens
     requests = _requests(serving, asked, prompts, written, max_tokens, asked.logprobs or 0, echo and told)
-    return asked, Job(requests, prompts, asked.stops, written, asked.choices, told, echo)
+    return Job(requests, prompts, asked.stops, written, asked.choices, told, echo)
 
 
-def chat_job(serving: Serving, body: bytes) -> tuple[ChatRequest, Job]:
-    """The job of POST /v1/chat/completions; raises ApiError or pydantic's ValidationError."""
-    asked = ChatRequest.model_validate_json(body)
+def chat_job(serving: Serving, asked: ChatRequest) -> Job:
+    """The job of POST /v1/chat/completions; raises ApiError for what cannot be served."""
     _check(serving, asked)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise wrong("top_logprobs", "it needs logprobs=true.")
@@ -100,7 +89,7 @@ def chat_job(serving: Serving, body: bytes) -> tuple[ChatRequest, Job]:
         raise wrong("messages", f"{error}{hint}") from error
     prompts, max_tokens = [Prompt(ids, None, "", begins=True)], given[0] if given else None
     requests = _requests(serving, asked, prompts, asked.choices, max_tokens, asked.top_logprobs or 0, False)
-    return asked, Job(requests, prompts, asked.stops, asked.choices, asked.choices, bool(asked.logprobs))
+    return Job(requests, prompts, asked.stops, asked.choices, asked.choices, bool(asked.logprobs))
 
 
 def _check(serving: Serving, asked: Settings) -> None:

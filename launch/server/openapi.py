@@ -19,10 +19,12 @@ REFUSALS = {
     429: "Too much is waiting; Retry-After says when to come again.",
     503: "The server is being stopped.",
 }
-REQUESTS = (protocol.CompletionRequest, protocol.ChatRequest)
+REQUESTS = (
+    protocol.CompletionRequest, protocol.ChatRequest, protocol.TokenizeRequest, protocol.DetokenizeRequest
+)  # fmt: skip
 ANSWERS = (
     protocol.Completion, protocol.Chat, protocol.ChatChunk, protocol.Model, protocol.Models, protocol.ErrorAnswer,
-    protocol.Health,
+    protocol.Health, protocol.Tokens, protocol.Detokenized, protocol.TokenizerInfo,
 )  # fmt: skip
 
 
@@ -35,8 +37,11 @@ def document(locked: bool) -> dict[str, Any]:
     )
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     paths = {
-        "/v1/completions": {"post": _writes("Continue texts.", "CompletionRequest", "Completion")},
-        "/v1/chat/completions": {"post": _writes("Answer messages.", "ChatRequest", "Chat")},
+        "/v1/completions": {"post": _streams(_asks("Continue texts.", "CompletionRequest", "Completion"))},
+        "/v1/chat/completions": {"post": _streams(_asks("Answer messages.", "ChatRequest", "Chat"))},
+        "/tokenize": {"post": _asks("The tokens of a text.", "TokenizeRequest", "Tokens")},
+        "/detokenize": {"post": _asks("The text of tokens.", "DetokenizeRequest", "Detokenized")},
+        "/tokenizer_info": {"get": _reads("What a client needs to know of the tokenizer.", "TokenizerInfo")},
         "/v1/models": {"get": _reads("The models that are served.", "Models")},
         "/v1/models/{model}": {"get": _reads("One model.", "Model", 404) | {"parameters": [model]}},
         "/health": {"get": _reads("Whether answers can be expected.", "Health") | {"security": []}},
@@ -77,11 +82,16 @@ def _reads(summary: str, name: str | None, *statuses: int) -> dict[str, Any]:
     return {"summary": summary, "responses": {"200": _answer(summary, name), **_refusals(401, *statuses)}}
 
 
-def _writes(summary: str, request: str, answer: str) -> dict[str, Any]:
-    responses = {"200": _answer("The texts; with `stream`, events that bring them piece by piece.", answer)}
-    responses["200"]["content"]["text/event-stream"] = {}
+def _asks(summary: str, request: str, answer: str) -> dict[str, Any]:
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": _schema(request)}},
-        "responses": {**responses, **_refusals(*REFUSALS)},
+        "responses": {"200": _answer("The answer.", answer), **_refusals(*REFUSALS)},
     }
+
+
+def _streams(asks: dict[str, Any]) -> dict[str, Any]:
+    """The same, whose answer may come as a stream."""
+    asks["responses"]["200"]["description"] = "The texts; with `stream`, events that bring them piece by piece."
+    asks["responses"]["200"]["content"]["text/event-stream"] = {}
+    return asks

@@ -155,6 +155,43 @@ class ChatRequest(Settings):
     prompt_cache_key: Ignored
 
 
+class TokenizeRequest(Fields):
+    """The body of POST /tokenize."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = Field(None, description="By default true: with what begins a text.")
+
+
+class DetokenizeRequest(Fields):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class Tokens(pydantic.BaseModel):
+    """The tokens of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(pydantic.BaseModel):
+    """The text of tokens."""
+
+    prompt: str
+
+
+class TokenizerInfo(pydantic.BaseModel):
+    """What a client needs to know of the tokenizer; tokens by their names."""
+
+    eos_token: str
+    bos_token: str
+    chat_template: str | None
+
+
 class Usage(pydantic.BaseModel):
     """Counts of tokens; those that end a text or belong to a stop string count too."""
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pydantic
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -21,13 +21,10 @@ from launch.server.engine_thread import OverloadError, StoppingError
 from launch.server.errors import ApiError
 from launch.server.forms import CHAT, COMPLETIONS, Form, Head
 from launch.server.jobs import Job
-from launch.server.limits import Limits
 from launch.server.protocol import Settings, Usage
+from launch.server.reading import HUNG_UP, parsed
 from launch.server.serving import Serving
 from launch.server.texts import Answer, Piece
-
-HUNG_UP = 499  # nginx's number for it; HTTP has none.
-BODY_SECONDS = 30  # That a client may take to send its request.
 
 
 async def completions(request: Request) -> Response:
@@ -42,12 +39,10 @@ async def chat_completions(request: Request) -> Response:
 
 async def _answer(request: Request, form: Form) -> Response:
     serving: Serving = request.app.state.serving
-    body = await _body(request, serving.limits)
+    asked = await parsed(request, form.asks)
     try:
         # In a thread: the tokens of a long prompt take a while, and others are waiting.
-        asked, job = await asyncio.to_thread(form.read, serving, body)
-    except pydantic.ValidationError as error:
-        raise errors.malformed(error, body) from error
+        job = await asyncio.to_thread(form.job, serving, asked)
     except ConfigError as error:
         raise errors.refusal(error) from error
     exchange = _Exchange(serving, form, asked, job)
@@ -56,24 +51,6 @@ async def _answer(request: Request, form: Form) -> Response:
     events = exchange.events()
     await anext(events)  # What the engine refuses is refused here, as long as the status can say so.
     return _EventStream(events)
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        # A page elsewhere on the web could send other types without asking this server first.
-        raise ApiError(415, "The body must be JSON: send `Content-Type: application/json`.")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.max_body:
-                    raise ApiError(413, f"The body is longer than the {limits.max_body} bytes that are read here.")
-    except ClientDisconnect:
-        raise ApiError(HUNG_UP, "The client went away.") from None
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s.") from None
-    return bytes(body)
 
 
 async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

@@ -349,3 +349,17 @@ def test_a_checkpoint_without_a_template_says_so(serving):
     plain = dataclasses.replace(serving, engine=Lent(serving.engine), tokenizer=words_tokenizer(chat=None))
     with running(plain) as url, connect(url) as client, pytest.raises(openai.BadRequestError, match="--chat_template"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a"}])
+
+
+def test_tokens_are_counted_without_having_the_tokenizer(url, serving):
+    def post(path, body):
+        return httpx.post(f"{url}/{path}", json=body, trust_env=False).json()
+
+    tokenizer = serving.tokenizer
+    info = httpx.get(f"{url}/tokenizer_info", trust_env=False).json()
+    assert post("tokenize", {"prompt": info["eos_token"], "add_special_tokens": False})["tokens"] == [0]
+    assert post("tokenize", {"prompt": PROMPT})["tokens"] == tokenizer.prompt(PROMPT)
+    ids = post("tokenize", {"prompt": PROMPT, "add_special_tokens": False})["tokens"]
+    assert ids == tokenizer.encode(PROMPT)
+    assert post("detokenize", {"tokens": ids}) == {"prompt": PROMPT}
+    assert post("detokenize", {"tokens": [10**6]})["error"]["param"] == "tokens"

@@ -154,7 +154,10 @@ class Tokenizer:
         """
         if self.chat is None:
             raise ChatError("The checkpoint has no chat template.")
-        text = self.chat.render(messages, self._special)
+        return self.encode_named(self.chat.render(messages, self._special))
+
+    def encode_named(self, text: str) -> list[int]:
+        """Tokens of a text in which the names of special tokens stand for them, unless HIDES is in them."""
         return self._reads_names.encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
