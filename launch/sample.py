@@ -4,11 +4,14 @@ uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
 uv run -m launch.sample --checkpoint=runs/translate --prompt="Click the icon." --prompt="Choose a file." --beams=4
 uv run -m launch.sample --checkpoint=runs/encoder --prompt="def <|mask|>(self):"
+uv run -m launch.sample --checkpoint=smollm2 --prompt="My phone number is" --regex=" [0-9]{3}-[0-9]{4}"
+
+Greedy is --temperature=0. Filters apply in the order of `transformers`: bias, penalties, banned; then temperature,
+top_k, top_p, min_p, typical_p, epsilon, eta. docs/sampling.md shows what each does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import start
+from launch import choosing, start
 
 if TYPE_CHECKING:
     from launch.views.terminal import Console
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from train.writing import Sample
 
 FLAGS = flags.FLAGS
-USUAL_TEMPERATURE = 0.8  # Of text that is continued; translations are greedy unless asked otherwise.
 
 
 def define(_: Sequence[str]) -> None:
@@ -37,18 +39,13 @@ def define(_: Sequence[str]) -> None:
         "The text to continue (by default 'def '), to translate, or to fill in, with <|mask|> for what is missing; "
         "may be given several times.",
     )
-    flags.DEFINE_float(
-        "temperature",
-        None,
-        "Logits are divided by it: below 1 safer, above 1 wilder; 0 takes the likeliest. By default 0.8, and 0 for "
-        "translations.",
-    )
-    flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens only; 0 is all.")
-    flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities add up to p; 1 is all.")
-    flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least this times as likely as the likeliest; 0 is all.")
+    choosing.define()
     flags.DEFINE_integer("beams", 1, "Beam search: keep so many beginnings of the text; 1 writes without it.")
     flags.DEFINE_float(
         "length_penalty", 1.0, "Beam search compares log-probability / length**this: above 0 favours longer texts."
+    )
+    flags.DEFINE_integer(
+        "best_of", 1, "Write so many texts for each prompt and show the likeliest per token (the num_samples best)."
     )
     flags.DEFINE_integer("num_samples", 1, "How many texts to write for each prompt; of beam search, the best ones.")
     flags.DEFINE_integer("max_tokens", 128, "The most tokens to write in each.")
@@ -67,11 +64,9 @@ def run() -> None:
     from configs.convert import fills_in, translates
     from launch.views.terminal import Console
     from model import build
-    from model.generate import Sampling
     from train.checkpoint import restore_params
 
-    temperature = USUAL_TEMPERATURE if FLAGS.temperature is None else FLAGS.temperature
-    sampling = Sampling(temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)  # Refuses what cannot be.
+    choosing.settings()  # Refuses what cannot be.
     restored = restore_params(FLAGS.checkpoint)
     if fills_in(restored.config):
         print_filled(restored)
@@ -83,13 +78,14 @@ def run() -> None:
     # What is translated stands on a line of its own.
     headings = [f"{prompt}\n" for prompt in prompts] if translation and not FLAGS.table else prompts
     console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=headings)
-    if translation and FLAGS.temperature is None:
-        sampling = dataclasses.replace(sampling, temperature=0.0)
     module = build(restored.config)
     if FLAGS.beams > 1:
         samples = beam_samples(module, restored, prompts, console)
     else:
-        samples = drawn_samples(module, restored, prompts, sampling, console)
+        greedy = translation and FLAGS.best_of == 1
+        sampling = choosing.sampling_of(restored.tokenizer, 0.0 if greedy else choosing.USUAL_TEMPERATURE)
+        write = best_samples if FLAGS.best_of > 1 else drawn_samples
+        samples = write(module, restored, prompts, sampling, console)
     if console:
         console.close()
         return
@@ -113,18 +109,25 @@ def check_flags() -> None:
     """Raises ConfigError for flags that cannot be, or that contradict each other."""
     from configs.schema import ConfigError
 
-    for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0), ("beams", 1)):
+    for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0), ("beams", 1), ("best_of", 1)):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
     if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
         raise ConfigError(f"--length_penalty={FLAGS.length_penalty:g} is for beam search: add --beams=4.")
+    choosing.check()
+    if FLAGS.best_of > 1 and FLAGS.temperature == 0:
+        raise ConfigError(f"--best_of={FLAGS.best_of} contradicts --temperature=0: all texts would be the same.")
+    if 1 < FLAGS.best_of < FLAGS.num_samples:
+        raise ConfigError(
+            f"--num_samples={FLAGS.num_samples} is more than the --best_of={FLAGS.best_of} texts that are written."
+        )
     if FLAGS.beams > 1:
-        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-            if FLAGS[name].present:
-                raise ConfigError(
-                    f"--{name}={getattr(FLAGS, name):g} contradicts --beams={FLAGS.beams}: beam search draws nothing; "
-                    f"leave one of them out."
-                )
+        contradicting = choosing.present((*choosing.DRAWS, "seed", "best_of"))
+        if contradicting:
+            raise ConfigError(
+                f"{contradicting[0]} contradicts --beams={FLAGS.beams}: beam search draws nothing; leave one of them "
+                f"out."
+            )
         if FLAGS.num_samples > FLAGS.beams:
             raise ConfigError(
                 f"--num_samples={FLAGS.num_samples} is more than the --beams={FLAGS.beams} texts that are kept."
@@ -132,19 +135,37 @@ def check_flags() -> None:
 
 
 def drawn_samples(
-    module: Any, restored: Restored, prompts: list[str], sampling: Sampling, console: Console | None
+    module: Any, restored: Restored, prompts: list[str], sampling: Sampling, console: Console | None, each: int = 0
 ) -> list[Sample]:
-    """Texts drawn token by token, or greedily; each prompt's first has the seed of the flag."""
+    """Texts drawn token by token, or greedily; each prompt's first (of `each`, or --num_samples) has --seed."""
     from train.writing import write
 
+    each = each or FLAGS.num_samples
     return write(
         module, restored.params, restored.tokenizer, prompts, sampling,
         max_tokens=FLAGS.max_tokens,
-        seeds=[FLAGS.seed + number % FLAGS.num_samples for number in range(len(prompts))],
+        seeds=[FLAGS.seed + number % each for number in range(len(prompts))],
         stop=FLAGS.stop,
         top=likeliest(restored),
         on_token=console.on_token if console else None,
+        grammar=choosing.grammar_of(),
     )  # fmt: skip
+
+
+def best_samples(
+    module: Any, restored: Restored, prompts: list[str], sampling: Sampling, console: Console | None
+) -> list[Sample]:
+    """For each prompt the --num_samples likeliest of --best_of texts, by the mean log-probability of their tokens."""
+    best, each = [], FLAGS.best_of
+    repeated = [prompt for prompt in prompts[:: FLAGS.num_samples] for _ in range(each)]
+    written = drawn_samples(module, restored, repeated, sampling, None, each)
+    for first in range(0, len(written), each):
+        texts = written[first : first + each]
+        for text in texts:
+            text.score = sum(token.logprob for token in text.tokens) / max(1, len(text.tokens))
+        best.extend(sorted(texts, key=lambda text: -(text.score or 0.0))[: FLAGS.num_samples])
+    show(best, console)
+    return best
 
 
 def beam_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:
@@ -157,12 +178,17 @@ def beam_samples(module: Any, restored: Restored, prompts: list[str], console: C
         num_best=FLAGS.num_samples, stop=FLAGS.stop, top=likeliest(restored),
     )  # fmt: skip
     samples = [sample for best in found for sample in best]
-    for row, sample in enumerate(samples):
-        if console:
-            for token in sample.tokens:
-                console.on_token(row, token, "")
-            console.on_token(row, None, sample.text)
+    show(samples, console)
     return samples
+
+
+def show(samples: list[Sample], console: Console | None) -> None:
+    """Texts that are complete."""
+    for row, sample in enumerate(samples if console else []):
+        assert console is not None
+        for token in sample.tokens:
+            console.on_token(row, token, "")
+        console.on_token(row, None, sample.text)
 
 
 def likeliest(restored: Restored) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from configs.convert import translates
 from configs.schema import Config, ConfigError
 from model import Source
-from model.generate import Sampling, beam_search, generate
+from model.generate import Grammar, Grammars, Sampling, beam_search, generate
 from model.generate.decode import bucket
 from train.data.tokenizer import Tokenizer
 
@@ -119,6 +119,7 @@ def write(
     stop: Sequence[str] = (),
     top: int = 0,
     on_token: Callable[[int, Chosen | None, str], None] | None = None,
+    grammar: Grammar | None = None,
 ) -> list[Sample]:
     """Continue each prompt until the text ends, a stop string appears, or `max_tokens` are written.
 
@@ -128,11 +129,18 @@ def write(
       top: how many of the likeliest tokens to keep at each place.
       on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
         where a text ends with more than its last token brought.
+      grammar: what each text has to be.
+
+    Raises:
+      ConfigError: a grammar that is wrong, or without the package that reads it.
     """
     rows = [Row(prompt, stop, begins=not prompt or translates(module.config)) for prompt in prompts]
     tell = on_token or (lambda row, token, text: None)
     prompt_ids, sources = reads(module.config, tokenizer, prompts)
     settings = {"max_tokens": max_tokens, "seeds": seeds, "ends": tokenizer.ends, "top": top, "sources": sources}
+    if grammar is not None:
+        grammars = grammars_of(tokenizer, module.config)
+        settings["matchers"] = [grammars.matcher(grammar) for _ in prompts]
     for chunk in generate(module, params, prompt_ids, sampling, **settings):
         for index, row in enumerate(rows):
             for place in range(chunk.tokens_BC.shape[1]):
@@ -151,6 +159,16 @@ def write(
         if rest:
             tell(index, None, rest)
     return [row.sample for row in rows]
+
+
+def grammars_of(tokenizer: Tokenizer, config: Config) -> Grammars:
+    """What makes matchers of grammars for a tokenizer, and the network that writes with it.
+
+    Raises:
+      ConfigError: without the package that reads grammars.
+    """
+    pieces = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
+    return Grammars(pieces, tokenizer.ends, config.tokenizer.vocab_size)
 
 
 def reads(config: Config, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]] | None]:

@@ -3,7 +3,7 @@
 What is done, in this order, which is the one of Hugging Face `transformers`:
 
 1. to the logits, whether the choice is greedy or drawn: bias, repetition penalty, presence and frequency penalty,
-   banned tokens;
+   banned tokens, what a grammar does not allow;
 2. to what is drawn from: temperature, top-k, top-p, min-p, typical, epsilon, eta. Each looks at the distribution that
    the one before it left, and none cuts off the likeliest token.
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import ConfigError
+from model.generate.grammar import only_allowed
 
 Array = jax.Array | np.ndarray
 GROUP = 256  # Tokens among which the second number of a draw decides.
@@ -273,15 +274,25 @@ def _entropy(logprob_BV: jax.Array) -> jax.Array:
     return -jnp.sum(plogp_BV, axis=-1, keepdims=True)
 
 
-def choose(logits_BV: jax.Array, keys_B: jax.Array, choice: Choice, history: History, place_B: jax.Array) -> jax.Array:
+def choose(
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    choice: Choice,
+    history: History,
+    place_B: jax.Array,
+    allowed_BW: Array | None = None,
+) -> jax.Array:
     """One token per row, [B] int32; each row draws with its own key, so that no row depends on its neighbours.
 
     Args:
       logits_BV: the network's, float32.
       keys_B: used once.
       place_B: how many tokens have been written in each row, int32.
+      allowed_BW: a mask of `model/generate/grammar.py`, or None, for all tokens.
     """
     logits_BV = adjust(logits_BV, choice, history)
+    if allowed_BW is not None:
+        logits_BV = only_allowed(logits_BV, jnp.asarray(allowed_BW))
     likeliest_B = jnp.argmax(logits_BV, axis=-1)
     draws_B = jnp.asarray(choice.temperature_B > 0)
     token_B = jax.lax.cond(

@@ -22,6 +22,7 @@ from configs.convert import check_length, longest_text, translates
 from configs.schema import Config
 from model.generate.cache import empty_cache
 from model.generate.choose import Choice, History, Sampling, choose
+from model.generate.grammar import Matcher, masks
 from model.source import Source
 
 CHUNK = 16  # Tokens per call of the compiled loop: a trade between smooth streaming and few calls.
@@ -115,6 +116,7 @@ def generate(
     ends: Sequence[int],
     top: int = 0,
     sources: Sequence[Sequence[int]] | None = None,
+    matchers: Sequence[Matcher] | None = None,
 ) -> Iterator[Chunk]:
     """Continue each prompt by at most `max_tokens` tokens, chunk by chunk, until every row has written one of `ends`.
 
@@ -126,6 +128,7 @@ def generate(
       ends: ids of the tokens that end a text; a row repeats the first of them once it is done.
       top: how many of the likeliest tokens to report at each place.
       sources: token ids of what each row translates, for networks that do.
+      matchers: the grammar of each row; the chunks then have one token each, since the host says which may come next.
 
     Raises:
       ValueError: an empty prompt.
@@ -142,12 +145,29 @@ def generate(
     read = prefill(module, params, prompts, max_tokens, ends[0], sources)
     state = State(read.cache, jax.tree.map(jnp.asarray, dataclasses.replace(rows, logits_BV=read.logits_BV)))
 
+    if matchers:
+        yield from _generate_by_grammar(module, params, state, matchers, max_tokens=max_tokens, top=top)
+        return
     ahead: tuple[State, Written] | None = None
     for start in range(0, max_tokens, CHUNK):
         state, written = ahead or decode_chunk(module, CHUNK, top, params, state)
         # The next chunk is on its way before this one is read, unless this is the last.
         ahead = decode_chunk(module, CHUNK, top, params, state) if start + CHUNK < max_tokens else None
         yield Chunk(*(np.asarray(array)[:, : max_tokens - start] for array in written[:4]))
+        if bool(np.all(np.asarray(written.done_B))):
+            return
+
+
+def _generate_by_grammar(
+    module: Any, params: Any, state: State, matchers: Sequence[Matcher], *, max_tokens: int, top: int
+) -> Iterator[Chunk]:
+    V = module.config.tokenizer.vocab_size
+    for _ in range(max_tokens):
+        state, written = decode_chunk(module, 1, top, params, state, masks(matchers, V))
+        chunk = Chunk(*(np.asarray(array) for array in written[:4]))
+        for matcher, token in zip(matchers, chunk.tokens_BC[:, 0].tolist(), strict=True):
+            matcher.take(token)
+        yield chunk
         if bool(np.all(np.asarray(written.done_B))):
             return
 
@@ -223,10 +243,13 @@ class Written(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def decode_chunk(module: Any, length: int, top: int, params: Any, state: State) -> tuple[State, Written]:
+def decode_chunk(
+    module: Any, length: int, top: int, params: Any, state: State, allowed_BW: jax.Array | np.ndarray | None = None
+) -> tuple[State, Written]:
     """Choose `length` tokens, one after another, each read back into the network.
 
-    A row that is done repeats the first token that ends it, and reads nothing more.
+    A row that is done repeats the first token that ends it, and reads nothing more. `allowed_BW` is a mask of
+    `model/generate/grammar.py` for the first token; with one, `length` is 1.
     """
 
     def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
@@ -235,7 +258,7 @@ def decode_chunk(module: Any, length: int, top: int, params: Any, state: State) 
         keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
             rows.seed_B, rows.position_B
         )
-        token_B = choose(rows.logits_BV, keys_B, rows.choice, rows.history, rows.written_B)
+        token_B = choose(rows.logits_BV, keys_B, rows.choice, rows.history, rows.written_B, allowed_BW)
         token_B = jnp.where(rows.done_B, jnp.maximum(rows.ends_BE[:, 0], 0), token_B)
         logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
         top_logprobs_BK, top_tokens_BK = _likeliest(logprobs_BV, top, rows.top_B)

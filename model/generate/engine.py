@@ -32,6 +32,7 @@ from model import Head, Source
 from model.generate.cache import block_of, empty_cache, row_of, with_block, with_row
 from model.generate.choose import Sampling
 from model.generate.decode import Rows, State, Written, bucket, decode_chunk
+from model.generate.grammar import Grammar, Grammars, Matcher, masks
 from model.transformer import softcap
 
 PIECE = 64  # Tokens of a prompt that are read at once, and of a block of the prefix cache.
@@ -52,6 +53,7 @@ class Request:
     top: int = 0  # How many of the likeliest tokens to report at each place.
     source: tuple[int, ...] | None = None  # What a translator translates.
     prompt_logprobs: bool = False  # Whether to report the log-probability of each token of the prompt as well.
+    grammar: Grammar | None = None  # What the text has to be; it ends with one of `ends` when it is.
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class _Text:
     ticket: int
     request: Request
     limit: int  # The most tokens to write.
+    matcher: Matcher | None = None
     read: int = 0  # Tokens of the prompt in the cache.
     written: int = 0
     digest: bytes = b""  # Of the tokens read so far.
@@ -122,6 +125,7 @@ class Engine:
         chunk: int = 8,
         source_length: int | None = None,
         prefix_tokens: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """Make room for texts.
 
@@ -133,6 +137,7 @@ class Engine:
           chunk: tokens that each text writes in a step; requests join and leave between steps.
           source_length: the most tokens of what a translator translates, by default `length`.
           prefix_tokens: tokens of prompts' beginnings to keep; by default half of what the slots hold. 0 keeps none.
+          grammars: of the network's tokenizer; without, requests with a grammar are refused.
 
         Raises:
           ConfigError: a network that writes no text, or a size below 1.
@@ -143,7 +148,7 @@ class Engine:
                 raise ConfigError(f"--{name}={value}: it must be at least 1.")
         if fills_in(config):
             raise ConfigError(f"--model.network={config.model.network} fills in what is masked; it does not write.")
-        self.module, self.params, self.chunk = module, params, chunk
+        self.module, self.params, self.chunk, self.grammars = module, params, chunk, grammars
         self.top = min(top, config.tokenizer.vocab_size)
         self.length = min(length, longest_text(config) or length)
         self._room = -(-self.length // PIECE) * PIECE
@@ -169,9 +174,10 @@ class Engine:
           ConfigError: it cannot be run; the message names the field.
         """
         self._check(request)
+        matcher = self.grammars.matcher(request.grammar) if self.grammars and request.grammar else None
         self._tickets += 1
         limit = min(request.max_tokens, self.length - len(request.tokens))
-        self._queue.append(_Text(self._tickets, request, limit))
+        self._queue.append(_Text(self._tickets, request, limit, matcher))
         return self._tickets
 
     def cancel(self, ticket: int) -> None:
@@ -207,9 +213,17 @@ class Engine:
                 self._slots[slot] = self._queue.popleft()
         events = self._read_prompts()
         if any(text is not None and self._writes(text) for text in self._slots):
-            self._state, written = decode_chunk(self.module, self.chunk, self.top, self.params, self._state)
-            events.extend(self._collect(written))
+            events.extend(self._collect(self._decode()))
         return events
+
+    def _decode(self) -> Written:
+        """Write a chunk; with a grammar in one of the rows a token, since the host has to say which may come next."""
+        length, allowed_BW = self.chunk, None
+        matchers = [text.matcher if text and self._writes(text) else None for text in self._slots]
+        if any(matchers):
+            length, allowed_BW = 1, masks(matchers, self.module.config.tokenizer.vocab_size)
+        self._state, written = decode_chunk(self.module, length, self.top, self.params, self._state, allowed_BW)
+        return written
 
     def _check(self, request: Request) -> None:
         config, V = self.module.config, self.module.config.tokenizer.vocab_size
@@ -233,6 +247,8 @@ class Engine:
             )
         if len(request.sampling.forced) > self.length - len(request.tokens):
             raise ConfigError(f"--forced: there is no room for {len(request.sampling.forced)} tokens after the prompt.")
+        if request.grammar is not None:
+            self._check_grammar(request)
         if translates(config) != (request.source is not None):
             raise ConfigError(
                 f"A network of the kind {config.model.network} takes a source if it translates, only then."
@@ -243,6 +259,14 @@ class Engine:
                 raise ConfigError(
                     f"What is translated has {len(request.source)} tokens: it must be 1 to {self.source_length}."
                 )
+
+    def _check_grammar(self, request: Request) -> None:
+        if self.grammars is None:
+            raise ConfigError("grammar: this engine was made without the tokenizer's grammars.")
+        if not set(request.ends) & set(self.grammars.ends):
+            raise ConfigError("grammar: the text has to end with a token that ends texts; add those to `ends`.")
+        if request.sampling.forced:
+            raise ConfigError("--forced contradicts a grammar, which says itself what may be written.")
 
     def _rows(self, request: Request, limit: int) -> Rows:
         """The row of a request, as arrays of the host with one row."""
@@ -337,6 +361,8 @@ class Engine:
             for place in range(tokens_BC.shape[1]):
                 id = int(tokens_BC[slot, place])
                 text.written += 1
+                if text.matcher:
+                    text.matcher.take(id)
                 finish = "end" if id in request.ends else "length" if text.written == text.limit else ""
                 likeliest = zip(top_BCK[slot, place], top_logprobs_BCK[slot, place], strict=True)
                 top = tuple((int(other), float(logprob)) for other, logprob in list(likeliest)[: request.top])

@@ -171,6 +171,8 @@ def test_attend_writes_pages_that_need_no_network(trained, tmp_path):
         ("train", ["model.width=3"], "is not a flag"),
         ("sample", ["--temperature=-1"], "--temperature=-1"),
         ("sample", ["--max_tokens=0"], "--max_tokens=0"),
+        ("sample", ["--temperature=0", "--eta=0.1"], "--eta=0.1 contradicts --temperature=0"),
+        ("sample", ["--beams=4", "--banned=x"], "--banned=x contradicts --beams=4"),
         ("attend", ["--text="], "--text is empty"),
     ],
 )
