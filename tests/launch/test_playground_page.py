@@ -309,6 +309,27 @@ def test_two_networks_stand_side_by_side(opened):
             assert float(row["own"]) == pytest.approx(probabilities_V[token], abs=1e-3)
 
 
+def test_networks_of_different_shapes_stand_side_by_side(opened):
+    shapes = {"a": {}, "deep": {"num_layers": 3, "num_heads": 2}, "plain": {"network": "lstm"}}
+    pages = routes(Models([*shapes], lambda name: reader_of(name, **shapes[name])))
+    with running(tiny_serving(tokenizer=BYTES), routes=pages) as address:
+        page = opened("?text=abc&model=deep&compare=a&layer=2&head=1&off=self.2.1,self.0.3", at=address)
+        texts = [Text((END, *b"abc"), off=frozenset({head})) for head in (("self", 2, 1), ("self", 0, 3))]
+        for table, (name, text) in enumerate(zip(("deep", "a"), texts, strict=True)):
+            probabilities_V = softmax(reader_of(name, **shapes[name]).read(text).logits_V)
+            for token, row in rows(page, table).items():
+                assert float(row["own"]) == pytest.approx(probabilities_V[token], abs=1e-3)
+        assert page.inner_text("#map-title") == "Layer 2, head 1"
+        page.click("#panes [data-value='1']")
+        expect(page.locator("#map-title")).to_have_text("Layer 1, head 1")
+        page.select_option("#compare", "plain")
+        expect(page.locator("#panes")).to_contain_text("plain")
+        expect(page.locator("#blind")).to_be_visible()
+        expect(page.locator("#heads")).to_be_hidden()
+        page.click("#panes [data-value='0']")
+        expect(page.locator("#map-title")).to_have_text("Layer 0, head 0")
+
+
 def test_a_link_brings_back_what_is_shown(opened):
     query = "?text=ab&temperature=0.7&top_k=9&layer=1&head=3&off=self.0.1&colour=entropy&seed=4&compare=bb"
     page = opened(query)

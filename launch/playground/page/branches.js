@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 import { path } from "./tree.js";
-import { visible } from "./vocabulary.js";
+import { printable } from "./vocabulary.js";
 
 // Fill `host` with the tree; `textOf` gives the text of nodes, `go` is called with the node at the end of a part.
 export function showTree(host, tree, cursor, textOf, go) {
@@ -20,7 +20,7 @@ export function showTree(host, tree, cursor, textOf, go) {
       "aria-current": nodes.includes(cursor) || null,
       title: `${nodes.length} tokens`,
       onclick: () => go(end),
-    }, element("span", { class: "branch-text" }, visible(textOf(nodes))),
+    }, element("span", { class: "branch-text" }, printable(textOf(nodes).replaceAll("\n", "↵"))),
       Number.isNaN(logprob) || level === 1 ? null
         : element("span", { class: "quiet" }, `${nodes.length} · p ${Math.exp(logprob).toPrecision(2)}`));
     item.style.setProperty("--level", level - 1);

@@ -9,13 +9,25 @@ function sized(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
-  if (canvas.style) {
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-  }
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
   return context;
+}
+
+// A picture of one pixel per weight: blue, as opaque as `root(at)`, the square root of the weight, says; below 0 is empty.
+function painted(width, height, root) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  const blue = parseInt(colourOf("--blue").slice(1), 16);
+  for (let at = 0; at < width * height; at++) {
+    const opacity = root(at);
+    image.data.set([blue >> 16, (blue >> 8) & 255, blue & 255, opacity < 0 ? 0 : 12 + 243 * opacity], 4 * at);
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
 }
 
 export class Grid {
@@ -39,24 +51,9 @@ export class Grid {
   show(pictures, picked, off) {
     const fresh = this.data?.pictures !== pictures;
     this.data = { pictures, picked, off };
-    if (fresh) this.sheet = this.painted(pictures);
+    // All pictures, one below another.
+    if (fresh) this.sheet = painted(pictures.across, pictures.down * pictures.layers * pictures.heads, (at) => pictures.pixels[at] / 255);
     this.draw();
-  }
-
-  // All pictures, one after another, in the colour of the weights with the weight as opacity.
-  painted({ layers, heads, down, across, pixels }) {
-    const sheet = new OffscreenCanvas(across, down * layers * heads);
-    const context = sheet.getContext("2d");
-    const image = context.createImageData(across, down * layers * heads);
-    const hex = parseInt(colourOf("--blue").slice(1), 16);
-    for (let at = 0; at < pixels.length; at++) {
-      image.data[4 * at] = hex >> 16;
-      image.data[4 * at + 1] = (hex >> 8) & 255;
-      image.data[4 * at + 2] = hex & 255;
-      image.data[4 * at + 3] = 8 + 0.97 * pixels[at];
-    }
-    context.putImageData(image, 0, 0);
-    return sheet;
   }
 
   draw() {
@@ -84,6 +81,7 @@ export class Grid {
         const size = this.cell - 3;
         context.fillStyle = colourOf("--panel");
         context.fillRect(x, y, size, size);
+        context.imageSmoothingEnabled = across > size;
         context.drawImage(this.sheet, 0, (layer * heads + head) * down, across, down, x, y, size, size);
         if (off.has(`${layer}.${head}`)) this.crossOut(context, x, y, size);
         if (layer === picked[0] && head === picked[1]) {
@@ -168,26 +166,16 @@ export class HeatMap {
     this.stamp();
   }
 
-  // Thousands of cells are painted once; framing a row only stamps the picture again.
+  // The cells are painted once; framing a row only stamps them again.
   draw() {
     const { weights: { queries: T, keys: S, weights }, queries, keys, causal } = this.data;
-    const named = T <= 48 && S <= 48;
-    this.label = named ? 78 : 6;
+    const hidden = (at) => causal && at % S > Math.floor(at / S);
+    this.cells = painted(S, T, (at) => (hidden(at) ? -1 : Math.sqrt(Math.min(1, Math.abs(weights[at])))));
+    this.named = T <= 48 && S <= 48;
+    this.label = this.named ? labelWidth([...queries, ...keys]) : 6;
     const room = Math.min(byId("map-figure").clientWidth || 400, 640) - this.label - 4;
-    this.cell = Math.max(1, Math.min(26, Math.floor(room / S) || room / S));
-    this.picture = new OffscreenCanvas(1, 1);
+    this.cell = room / S >= 8 ? Math.min(26, Math.floor(room / S)) : room / S;
     this.size = [this.label + S * this.cell + 2, this.label + T * this.cell + 2];
-    const context = sized(this.picture, ...this.size);
-    context.fillStyle = colourOf("--blue");
-    for (let t = 0; t < T; t++) {
-      for (let s = 0; s < S; s++) {
-        if (causal && s > t) continue;
-        context.globalAlpha = 0.05 + 0.95 * Math.sqrt(Math.min(1, Math.abs(weights[t * S + s])));
-        context.fillRect(this.label + s * this.cell, this.label + t * this.cell, this.cell, this.cell);
-      }
-    }
-    context.globalAlpha = 1;
-    if (named && this.cell >= 8) this.drawNames(context, queries, keys);
     this.context = sized(this.canvas, ...this.size);
     this.canvas.setAttribute("aria-label", `Weights of ${T} tokens over ${S}`);
     this.stamp();
@@ -195,28 +183,33 @@ export class HeatMap {
 
   stamp() {
     const { context, label, cell } = this;
-    const { queries: T, keys: S } = this.data.weights;
+    const { weights: { queries: T, keys: S }, queries, keys } = this.data;
     context.clearRect(0, 0, ...this.size);
-    context.drawImage(this.picture, 0, 0, ...this.size);
+    context.imageSmoothingEnabled = cell < 1;
+    context.drawImage(this.cells, label, label, S * cell, T * cell);
+    if (this.named && cell >= 8) this.drawNames(queries, keys);
     if (this.row === null || this.row >= T) return;
     context.strokeStyle = colourOf("--orange");
     context.lineWidth = 2;
     context.strokeRect(label, label + this.row * cell, S * cell, cell);
   }
 
-  drawNames(context, queries, keys) {
-    context.font = `${Math.min(12, this.cell * 0.9)}px system-ui, sans-serif`;
+  drawNames(queries, keys) {
+    const { context, label, cell } = this;
+    const [quiet, ink] = ["--quiet", "--ink"].map(colourOf);
+    context.font = `${Math.min(12, cell * 0.9)}px system-ui, sans-serif`;
     context.textBaseline = "middle";
-    context.fillStyle = colourOf("--quiet");
+    context.textAlign = "right";
     queries.forEach((name, t) => {
-      context.textAlign = "right";
-      context.fillText(shortened(name), this.label - 4, this.label + (t + 0.5) * this.cell);
+      context.fillStyle = t === this.row ? ink : quiet;
+      context.fillText(shortened(name), label - 4, label + (t + 0.5) * cell);
     });
+    context.fillStyle = quiet;
+    context.textAlign = "left";
     keys.forEach((name, s) => {
       context.save();
-      context.translate(this.label + (s + 0.5) * this.cell, this.label - 4);
+      context.translate(label + (s + 0.5) * cell, label - 4);
       context.rotate(-Math.PI / 2);
-      context.textAlign = "left";
       context.fillText(shortened(name), 0, 0);
       context.restore();
     });
@@ -234,6 +227,12 @@ export class HeatMap {
     if (causal && s > t) return `${queries[t]} cannot see ${keys[s]}, which comes later.`;
     return `${queries[t]} (${t}) reads ${weights[t * S + s].toFixed(3)} from ${keys[s]} (${s})`;
   }
+}
+
+function labelWidth(names) {
+  const context = new OffscreenCanvas(1, 1).getContext("2d");
+  context.font = "12px system-ui, sans-serif";
+  return 12 + Math.ceil(Math.max(12, ...names.map((name) => context.measureText(shortened(name)).width)));
 }
 
 function shortened(name) {

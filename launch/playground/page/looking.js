@@ -10,6 +10,9 @@ const KINDS = { self: "text → text", cross: "text → source", encoder: "sourc
 // Which tokens look, and which are looked at.
 const SIDES = { self: ["text", "text"], cross: ["text", "source"], encoder: ["source", "source"] };
 
+// Of a translator, from where it translates; no kind where there is no attention.
+export const usualKind = (kinds) => ("cross" in kinds ? "cross" : Object.keys(kinds)[0] ?? "");
+
 export class Looking {
   // `page` is the state of main.js; `changed` is called when heads were knocked out or restored.
   constructor(page, changed) {
@@ -27,24 +30,30 @@ export class Looking {
   // New networks are on the page; `title` names one.
   opened(title) {
     const { panes } = this.page;
-    this.pane = Math.min(this.pane, panes.length - 1);
     byId("panes").hidden = panes.length < 2;
     byId("panes").replaceChildren(...panes.map((pane, at) =>
       element("button", { type: "button", role: "radio", "data-value": at }, title(pane.name))));
+    for (const name of this.page.off) {
+      const [kind, layer, head] = name.split(".");
+      if (!panes.some((pane) => pane.has(kind, +layer, +head))) this.page.off.delete(name);
+    }
+    this.into(Math.min(this.pane, panes.length - 1));
+  }
+
+  // Look into the network number `pane`.
+  into(pane) {
+    this.pane = pane;
     const { kinds, silences } = this.info;
-    if (!(this.kind in kinds)) this.kind = Object.keys(kinds)[0] ?? "";
+    if (!(this.kind in kinds)) this.kind = usualKind(kinds);
     byId("kinds").hidden = Object.keys(kinds).length < 2;
     byId("kinds").replaceChildren(...Object.keys(kinds).map((kind) =>
       element("button", { type: "button", role: "radio", "data-value": kind }, KINDS[kind])));
-    byId("look").hidden = !this.kind;
+    byId("heads").hidden = !this.kind;
+    byId("blind").hidden = Boolean(this.kind);
     byId("tools").hidden = !silences;
     const [layers, heads] = kinds[this.kind] ?? [1, 1];
     this.layer = Math.min(Math.max(0, this.layer | 0), layers - 1);
     this.head = Math.min(Math.max(0, this.head | 0), heads - 1);
-    for (const name of this.page.off) {
-      const [kind, layer, head] = name.split(".");
-      if (!silences || !(layer < kinds[kind]?.[0] && head < kinds[kind]?.[1])) this.page.off.delete(name);
-    }
     this.showTools();
   }
 
@@ -55,7 +64,7 @@ export class Looking {
   showTools() {
     segments(byId("tools"), this.tool, (tool) => { this.tool = tool; this.showTools(); });
     segments(byId("kinds"), this.kind, (kind) => { this.pick(kind, 0, 0); this.showTools(); this.changed(); });
-    segments(byId("panes"), String(this.pane), (pane) => { this.pane = Number(pane); this.showTools(); this.changed(); });
+    segments(byId("panes"), String(this.pane), (pane) => { this.into(Number(pane)); this.changed(); });
     byId("grid-hint").textContent = this.tool === "off" ? "click one to knock it out, again to restore it" : "click one to look at it";
   }
 
@@ -73,7 +82,7 @@ export class Looking {
     byId("restore").hidden = !this.page.off.size;
     byId("restore").textContent = `Restore ${this.page.off.size === 1 ? "the head" : `all ${this.page.off.size} heads`}`;
     const shown = this.page.readings[this.pane];
-    if (!shown || !this.kind) return;
+    if (!shown || !this.kind) return this.blind();
     const { kind, layer, head } = this;
     const { pane, ids, question } = shown;
     const [pictures, weights, source] = await Promise.all([
@@ -89,6 +98,13 @@ export class Looking {
     byId("map-title").textContent = `Layer ${layer}, head ${head}`;
     this.map.show(weights, this.names(from), this.names(to), kind === "self");
     this.lines();
+  }
+
+  // There is nothing to look at.
+  blind() {
+    this.weights = null;
+    this.page.text.look(null);
+    byId("looking").textContent = "";
   }
 
   names(side) {

@@ -6,10 +6,10 @@ import { byId, element, segments } from "./dom.js";
 import { exportAs } from "./export.js";
 import { divergence, drawn, filtered, uniform } from "./filters.js";
 import { linked, parsed } from "./link.js";
-import { Looking } from "./looking.js";
+import { Looking, usualKind } from "./looking.js";
 import { Pane } from "./pane.js";
 import { Sliders } from "./sliders.js";
-import { Table } from "./table.js";
+import { Table, wholeBar } from "./table.js";
 import { legend, TextView } from "./text.js";
 import { path, tipOf, tokensOf, Tree } from "./tree.js";
 
@@ -61,6 +61,11 @@ async function openPanes() {
   status("Opening the network…");
   const names = [byId("model").value, byId("compare").value].filter(Boolean);
   page.panes = await Promise.all(names.map((name) => Pane.open(name)));
+  if (page.panes.some((pane) => pane.info.translates !== page.panes[0].info.translates)) {
+    page.panes.length = 1;
+    byId("compare").value = "";
+    page.warning = "A translator stands beside translators only.";
+  }
   byId("tables").replaceChildren();
   const title = (name) => [...byId("model").options].find((option) => option.value === name).textContent;
   page.tables = page.panes.map((pane) => new Table(byId("tables"), title(pane.name), choose));
@@ -100,7 +105,7 @@ async function readAll() {
       const most = pane.info.longest;
       if (own.length > most) throw new Error(`The text has ${own.length} tokens: this page shows texts of 1 to ${most}.`);
       const question = pane.question(own, page.source, page.off);
-      const intact = page.off.size ? await pane.read(pane.question(own, page.source, new Set())) : null;
+      const intact = question.off.length ? await pane.read(pane.question(own, page.source, new Set())) : null;
       return { pane, ids: own, question, intact, reading: await pane.read(question) };
     }));
     if (page.stale) return; // Something else is shown by now.
@@ -117,7 +122,8 @@ async function readAll() {
     });
     await page.looking.show();
     remember();
-    status(`${ids.length} tokens`);
+    status(page.warning || `${ids.length} token${ids.length === 1 ? "" : "s"}`, Boolean(page.warning));
+    page.warning = "";
   } finally {
     clearTimeout(waiting);
   }
@@ -135,16 +141,20 @@ function drawText() {
 }
 
 function drawTables() {
-  page.readings.forEach(({ pane, ids, reading, intact }, at) => {
+  const distributions = page.readings.map(({ reading }) => filtered(reading.logits, reading.order, page.sliders.settings));
+  const highest = page.readings.flatMap(({ reading, intact }, at) => [reading.own[0], intact?.own[0] ?? 0, distributions[at].probabilities[0]]);
+  const full = wholeBar(highest);
+  page.readings.forEach(({ pane, ids, question, reading, intact }, at) => {
     const following = page.tip === page.cursor ? null : path(page.tip)[page.cursor.depth]?.token;
     const same = pane.same(page.panes[0]);
     const other = at === 1 && same ? page.readings[0].reading : null;
-    const note = intact ? `${page.off.size} heads are knocked out: ${divergence(intact.logits, reading.logits).toFixed(3)} bits from the intact network, `
+    const off = question.off.length;
+    const note = intact ? `${off} head${off === 1 ? " is" : "s are"} knocked out: ${divergence(intact.logits, reading.logits).toFixed(3)} bits from the intact network, `
       + "whose probabilities are marked."
       : other ? `${divergence(reading.logits, other.logits).toFixed(3)} bits from the network beside it, whose probabilities are marked.`
         : at === 1 && !same ? "It has other tokens: choose from the table beside it." : "";
     page.tables[at].show({
-      reading, distribution: filtered(reading.logits, reading.order, page.sliders.settings), vocabulary: pane.vocabulary,
+      reading, distribution: distributions[at], full, vocabulary: pane.vocabulary,
       pending: pane.vocabulary.pending(ids), reference: intact ?? other, chosen: same ? following ?? null : null,
       usable: same, note,
     });
@@ -275,7 +285,7 @@ function remember() {
     history.replaceState(null, "", linked({
       text, source: page.source, model: pane.name === first ? "" : pane.name, compare: page.panes[1]?.name ?? "",
       ids: usual.join() === ids.join() ? [] : ids, off: [...page.off].sort(), colour: page.colour, greedy,
-      kind: kind === Object.keys(pane.info.kinds)[0] ? "" : kind, layer, head, temperature, top_k: topK, top_p: topP, min_p: minP,
+      kind: kind === usualKind(pane.info.kinds) ? "" : kind, layer, head, temperature, top_k: topK, top_p: topP, min_p: minP,
       seed: Number(byId("seed").value),
     }));
   }, 250);

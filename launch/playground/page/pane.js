@@ -13,10 +13,16 @@ export class Pane {
     return pane;
   }
 
-  // The question that reads a text; `off` is a set of "kind.layer.head".
+  // The question that reads a text; `off` is a set of "kind.layer.head", of which this network may not have all.
   question(ids, source, off) {
     const heads = [...off].sort().map((name) => name.split(".")).map(([kind, layer, head]) => [kind, +layer, +head]);
-    return { model: this.name, ids, source: this.info.translates ? source : null, off: heads };
+    return { model: this.name, ids, source: this.info.translates ? source : null, off: heads.filter((head) => this.has(...head)) };
+  }
+
+  // Whether this network has a head that can be knocked out.
+  has(kind, layer, head) {
+    const [layers, heads] = this.info.kinds[kind] ?? [0, 0];
+    return this.info.silences && layer < layers && head < heads;
   }
 
   read(question) {

@@ -5,6 +5,10 @@ import { visible } from "./vocabulary.js";
 
 const ROW = 28; // Pixels.
 const FULL = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]; // What a whole bar can stand for.
+
+// What a whole bar stands for, so that all of these probabilities can be shown.
+export const wholeBar = (probabilities) => FULL.find((full) => full >= Math.max(...probabilities) - 1e-9);
+
 const NAMES = { k: "top-k", p: "top-p", m: "min-p", g: "greedy" };
 
 export class Table {
@@ -26,7 +30,7 @@ export class Table {
   // Draw a distribution.
   //   reading: of the text, as of api.read; distribution: as of filters.filtered; vocabulary, pending: see vocabulary.js.
   //   reference: a reading to compare with, or null: its probabilities are marked. chosen: the token that comes next in
-  //   the text that is shown, or null. usable: whether a click can choose.
+  //   the text that is shown, or null. usable: whether a click can choose. full: what a whole bar stands for.
   show(data) {
     this.data = data;
     this.draw();
@@ -40,8 +44,7 @@ export class Table {
     const far = chosen === null ? -1 : order.indexOf(chosen);
     if (far >= shown) ranks.push(far);
     const others = reference && Object.fromEntries(this.referenced(reference, ranks.map((rank) => order[rank])));
-    const largest = Math.max(distribution.probabilities[0], own[0], ...Object.values(others ?? {}));
-    this.full = FULL.find((full) => full >= largest - 1e-9);
+    this.full = this.data.full;
     const gone = new Set(this.rows.keys());
     ranks.forEach((rank, place) => {
       const id = order[rank];

@@ -61,29 +61,32 @@ export class TextView {
   }
 
   drawArcs() {
-    for (const token of document.querySelectorAll(".token.seen, .token.looks")) {
+    for (const token of this.marked ?? []) {
       token.classList.remove("seen", "looks");
       token.style.removeProperty("--look");
     }
-    this.arcs.replaceChildren();
+    this.marked = [];
     const looker = this.looking && this.hosts[this.looking.from.side].children[this.looking.from.index];
-    if (!looker) return;
-    looker.classList.add("looks");
-    const frame = byId("tokens").getBoundingClientRect();
-    this.arcs.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
-    const start = looker.getBoundingClientRect();
-    const seen = this.hosts[this.looking.to].children;
-    // All boxes are read before anything is changed: the browser then lays out once.
-    const boxes = Array.from(seen, (token) => token.getBoundingClientRect());
-    const paths = [];
+    if (!looker) return this.arcs.replaceChildren();
+    const seen = [];
     this.looking.weights.forEach((weight, index) => {
+      const token = this.hosts[this.looking.to].children[index];
       const size = Math.min(1, Math.abs(weight));
-      if (size < FAINTEST || !seen[index]) return;
-      seen[index].classList.add("seen");
-      seen[index].style.setProperty("--look", Math.sqrt(size).toFixed(3));
-      if (seen[index] !== looker) paths.push(arc(start, boxes[index], frame, size));
+      if (size >= FAINTEST && token) seen.push({ token, size });
     });
-    this.arcs.append(...paths);
+    // All boxes are read before anything is changed: the browser then lays out once.
+    const frame = byId("tokens").getBoundingClientRect();
+    const start = looker.getBoundingClientRect();
+    for (const one of seen) one.box = one.token.getBoundingClientRect();
+    for (const { token, size } of seen) {
+      token.classList.add("seen");
+      token.style.setProperty("--look", Math.sqrt(size).toFixed(3));
+    }
+    looker.classList.add("looks");
+    this.marked = [looker, ...seen.map(({ token }) => token)];
+    this.arcs.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
+    const others = seen.filter(({ token }) => token !== looker);
+    this.arcs.replaceChildren(...others.map(({ box, size }) => arc(start, box, frame, size)));
   }
 
   keys(event, host) {
