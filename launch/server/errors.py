@@ -57,7 +57,9 @@ def wrong(param: str, why: str, code: str | None = None) -> ApiError:
 def refusal(error: ConfigError) -> ApiError:
     """What cannot be run, as the answer; our messages begin with the flag, whose name is the field's."""
     named = re.match(r"--([\w.]+)=", str(error))
-    return ApiError(400, str(error).removeprefix("--"), param=named[1] if named else None)
+    # The one that OpenAI calls otherwise.
+    field = {"bias": "logit_bias"}.get(named[1], named[1]) if named else None
+    return ApiError(400, str(error).removeprefix("--"), param=field)
 
 
 def malformed(error: pydantic.ValidationError, body: bytes | None = None) -> ApiError:

@@ -36,6 +36,11 @@ class Limits:
         for name, least in (("slots", 1), ("queue", 0), ("length", 2), ("max_prompt", 1), ("max_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name}={getattr(self, name)}: it must be at least {least}.")
+        if self.max_prompt >= self.length:
+            raise ConfigError(
+                f"--max_prompt={self.max_prompt}: with --length={self.length} no room is left for an answer; "
+                f"{self.length - 1} is the most."
+            )
         for name, least in (("max_body", 1), ("seconds", 0.001), ("grace", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name}={getattr(self, name):g}: it must be at least {least:g}.")

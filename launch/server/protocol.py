@@ -17,7 +17,7 @@ MAX_CHOICES = 128
 MAX_STOPS = 16
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Ignored = Annotated[Any, Field(default=None, description="Accepted and ignored, as it changes no answer.")]
 

@@ -14,7 +14,9 @@ import numpy as np
 import openai
 import pytest
 
+from model.generate import Sampling
 from tests.serving import LIMITS, running, tiny_serving, words_tokenizer
+from train.writing import write
 
 PROMPT = " the cat sat on"
 WORDS_ONLY = {"0": -100, "1": -100}  # Neither the end nor the unknown word.
@@ -363,3 +365,23 @@ def test_tokens_are_counted_without_having_the_tokenizer(url, serving):
     assert ids == tokenizer.encode(PROMPT)
     assert post("detokenize", {"tokens": ids}) == {"prompt": PROMPT}
     assert post("detokenize", {"tokens": [10**6]})["error"]["param"] == "tokens"
+
+
+def test_what_is_served_is_what_launch_sample_writes(client, serving):
+    texts = [complete(client, seed=seed, max_tokens=16).choices[0].text for seed in range(3)]
+    written = write(
+        serving.module, serving.params, serving.tokenizer, [PROMPT] * 3, Sampling(), max_tokens=16, seeds=range(3)
+    )
+    assert texts == [sample.text for sample in written]
+
+
+def test_translations_are_served():
+    serving = tiny_serving(network="encoder_decoder")
+    arguments = (serving.module, serving.params, serving.tokenizer, [PROMPT, " 猫"], Sampling(temperature=0))
+    expected = [sample.text for sample in write(*arguments, max_tokens=12, seeds=[0, 0])]
+    with running(serving) as url, connect(url) as client:
+        answer = complete(client, prompt=[PROMPT, " 猫"], temperature=0, max_tokens=12)
+        assert [choice.text for choice in answer.choices] == expected
+        assert answer.usage.prompt_tokens == sum(len(serving.tokenizer.source(text)) for text in (PROMPT, " 猫"))
+        with pytest.raises(openai.BadRequestError, match="echo"):
+            complete(client, echo=True)

@@ -257,8 +257,9 @@ def test_a_port_that_is_taken_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("slots", 0), ("queue", -1), ("length", 1), ("seconds", 0.0), ("grace", -1)]
+    ("name", "value"),
+    [("slots", 0), ("queue", -1), ("length", 1), ("max_prompt", 1024), ("seconds", 0.0), ("grace", -1)],
 )
 def test_limits_that_nothing_could_be_served_with_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"--{name}={value:g}: it must be at least"):
+    with pytest.raises(ConfigError, match=f"--{name}={value:g}: (it must be at least|with)"):
         Limits(**{name: value})

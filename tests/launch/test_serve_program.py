@@ -21,6 +21,7 @@ from tests.tiny import random_params, tiny
 from train.checkpoint import Restored
 from train.run import save_run
 
+pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).parents[2]
 
 
