@@ -33,7 +33,7 @@ def define(argv: Sequence[str]) -> None:
         "The devices: TPUs by shape in chips (v5e:16x16, v5p:4x4x8) or as sold (v5e-256, v5p-128); GPUs on a host or "
         "on several (h100:8, h200:4x8).",
     )
-    flags.DEFINE_integer("slices", 1, "How many of these slices of TPUs; --mesh.data goes across them.")
+    flags.DEFINE_integer("slices", 1, "How many of these slices of TPUs; --mesh.data or --mesh.stage goes across them.")
     flags.DEFINE_enum("step", "train", ["train", "decode"], "What is compiled: a training step, or one token of text.")
     flags.DEFINE_float("tokens", 0.0, "Say how long and how many chip-hours a run over so many tokens takes.")
     flags.DEFINE_list("options", [], "More options for the compiler, name=value, comma-separated.")

@@ -120,11 +120,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all (or the given) devices; an axis of -1 takes what the others leave.
 
-    Of several slices, each is a part of the axis `data`, so that only gradients go over the network between them.
+    Of several slices, each is a part of the axis `data`, and where that has too few parts, of `stage`: so nothing but
+    gradients and what goes from stage to stage crosses the network between them.
 
     Raises:
-      ConfigError: more than one -1, a zero, a product that is not the number of devices, or slices that do not divide
-        `data`.
+      ConfigError: more than one -1, a zero, a product that is not the number of devices, or slices that divide neither
+        `data` nor `data` x `stage`.
     """
     devices = sorted(devices if devices is not None else jax.devices(), key=_slice)
     sizes = [getattr(config, axis) for axis in AXES]
@@ -141,19 +142,22 @@ def make_mesh(config: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh
         )
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     slices = [list(part) for _, part in itertools.groupby(devices, _slice)]
-    outer, axis_types = len(slices), (AxisType.Auto,) * len(AXES)
-    if sizes[0] % outer:
+    count, axis_types = len(slices), (AxisType.Auto,) * len(AXES)
+    of_data = math.gcd(sizes[0], count)
+    of_stage = count // of_data
+    if of_stage > 1 and (of_data < sizes[0] or sizes[1] % of_stage):
         if devices[0].platform == "tpu":
             raise ConfigError(
-                f"--mesh.data={sizes[0]} does not go across {outer} slices of {len(devices) // outer} devices: make "
-                f"it a multiple of {outer}, so that the other axes stay within a slice."
+                f"--mesh.data={sizes[0]} x --mesh.stage={sizes[1]} does not go across {count} slices of "
+                f"{len(devices) // count} devices: make --mesh.data a multiple of {count}, or --mesh.stage with "
+                f"--mesh.data=1, so that the other axes stay within a slice."
             )
         # Hosts of GPUs count as slices, but may share anything.
         return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=axis_types)
-    inner = (sizes[0] // outer, *sizes[1:])
+    inner = (sizes[0] // of_data, sizes[1] // of_stage, *sizes[2:])
     # JAX lays each mesh on the links of its slice.
-    parts = [jax.make_mesh(inner, AXES, devices=part).devices for part in slices]
-    return Mesh(np.concatenate(parts), AXES, axis_types=axis_types)
+    parts = np.stack([jax.make_mesh(inner, AXES, devices=part).devices for part in slices])
+    return Mesh(parts.reshape(of_data, of_stage, *inner).swapaxes(1, 2).reshape(sizes), AXES, axis_types=axis_types)
 
 
 def _slice(device: Any) -> int:

@@ -54,7 +54,7 @@ def collective_of(program: Program, instruction: Instruction, chip: Chip, shape:
     if instruction.opcode == "send" and (
         over := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     ):
-        return _between_slices(program, instruction, over[1].lower().replace("_", "-"), chip)
+        return _between_slices(program, instruction, over[1], chip)
     exchange = exchange_of(program, instruction)
     return _priced(program, *exchange, chip, shape) if exchange else None
 
@@ -105,8 +105,9 @@ def meeting(instruction: Instruction) -> str:
     return match[1] if match else ""
 
 
-def _between_slices(program: Program, instruction: Instruction, kind: str, chip: Chip) -> Collective:
+def _between_slices(program: Program, instruction: Instruction, transfer: str, chip: Chip) -> Collective:
     """An exchange over the data centre's network, of what each device of a slice has with its likes in the others."""
+    kind = {"ONE_TO_ONE": "collective-permute"}.get(transfer) or transfer.lower().replace("_", "-")
     target = re.search(r'_xla_megascale_target="\{([^}]*)\}', instruction.attributes)
     slices = 2
     if target:
@@ -114,8 +115,8 @@ def _between_slices(program: Program, instruction: Instruction, kind: str, chip:
         slices = int(last) - int(first) + 1 if last else len(target[1].split(","))
     group = tuple(index * program.partitions for index in range(slices))  # The program counts those of one slice.
     number = instruction.arrays[0].bytes
-    rounds = 2 if kind == "all-reduce" else 1
-    seconds = rounds * number * (slices - 1) / slices / chip.dcn + DCN_LATENCY
+    share = {"all-reduce": 2 * (slices - 1) / slices, "collective-permute": 1}.get(kind, (slices - 1) / slices)
+    seconds = share * number / chip.dcn + DCN_LATENCY
     return Collective(kind, number, group, seconds, True, instruction.source, slices=True)
 
 

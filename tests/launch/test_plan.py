@@ -262,3 +262,20 @@ def test_slices_exchange_gradients_over_the_network_between_them():
     # Each device adds up its quarter of all gradients, in two bytes or four, with its like in the other slice.
     quarter = plan["memory"]["parameters"]
     assert quarter / 2 <= sum(row["bytes"] for row in between) < 1.5 * quarter
+
+
+def test_slices_that_are_stages_send_parts_over_the_network_between_them():
+    from launch.plans import kernels
+    from launch.plans.collectives import DCN_LATENCY
+    from launch.plans.planning import make_plan
+
+    stages = tiny(mesh__stage=2, mesh__fsdp=4, model__num_layers=4, train__batch_size=16, train__microbatches=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "cycles", lambda chip, blocks: {})
+        plan = make_plan(stages, parse("v5e:2x2", 2))
+    assert plan["mesh"] == {"stage": 2, "fsdp": 4}
+    sent = [row for row in plan["collectives"] if (row["kind"], row["axes"]) == ("collective-permute", "stage")]
+    count, number = (sum(row[name] for row in sent) for name in ("count", "bytes"))
+    assert count >= 2 * (4 + 1)  # After each visit, forward and backward.
+    assert number >= 2 * (4 + 1) * 128 * stages.model.width * 2  # A row on each device, in two bytes.
+    assert sum(row["seconds"] for row in sent) == pytest.approx(number / 3.125e9 + count * DCN_LATENCY)

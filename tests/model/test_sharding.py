@@ -213,8 +213,22 @@ def test_slices_are_the_outermost_part_of_data():
     assert on.axis_types == (jax.sharding.AxisType.Auto,) * 6
 
 
-def test_axes_other_than_data_do_not_leave_a_slice():
-    message = r"--mesh\.data=1 does not go across 2 slices of 8 devices: make it a multiple of 2"
+def test_slices_that_data_leaves_share_the_stages():
+    """The outermost of each, so that most stages have the next one in their own slice."""
+
+    def slices(data: int, stage: int, count: int) -> list[list[set[int]]]:
+        shares = schema.Mesh(data=data, stage=stage, fsdp=16 // data // stage)
+        on = sharding.make_mesh(shares, slices_of(count, 16 // count))
+        assert len({device.id for device in on.devices.flat}) == 16
+        return [[{device.slice_index for device in part.flat} for part in stages] for stages in on.devices]
+
+    assert slices(1, 4, 2) == [[{0}, {0}, {1}, {1}]]
+    assert slices(2, 4, 4) == [[{0}, {0}, {1}, {1}], [{2}, {2}, {3}, {3}]]
+    assert slices(4, 2, 2) == [[{0}, {0}], [{0}, {0}], [{1}, {1}], [{1}, {1}]]  # Gradients cross once a step.
+
+
+def test_axes_other_than_data_and_stage_do_not_leave_a_slice():
+    message = r"--mesh\.data=1 x --mesh\.stage=1 does not go across 2 slices of 8 devices: make .* a multiple of 2"
     with pytest.raises(ConfigError, match=message):
         mesh(1, -1, 2, slices_of(2, 8))
     # GPUs of several hosts count as slices, and may share anything; heads stay within a host where they can.
