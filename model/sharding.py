@@ -51,9 +51,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "positions": (),
 }
 
-# What an axis is spread over where its rule does not divide it: a given tokenizer has the size it has, and a text that
-# is being written has one token at a time. With any other axis that is an error.
-INSTEAD: dict[str, tuple[str, ...] | None] = {"vocabulary": None, "residual": RULES["length"]}
+# What an axis is spread over where its rule does not divide it: a given tokenizer has the size it has, a text that is
+# being written has one token at a time, and prompts are read one by one. With any other axis that is an error.
+INSTEAD: dict[str, tuple[str, ...] | None] = {
+    "vocabulary": None, "residual": RULES["length"], "rows": None, "batch": None,
+}  # fmt: skip
 
 # The logical axes of each parameter, by the end of its path; a leading layer axis is added under `layers`.
 PARAMETERS: dict[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from launch.plans.chips import CHIPS
 from launch.plans.gpus import Hosts
 from launch.plans.topology import Topology
 from model import build
-from model.generate.cache import empty_cache
+from model.generate.cache import cache_axes, empty_cache
 from model.generate.choose import Sampling
 from model.generate.decode import CHUNK, Rows, State, decode_chunk
 from model.sharding import batch_sharding, check_divisible, param_shardings, parameter_shapes, partition
@@ -116,10 +116,7 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
     def kept(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = ["layers", "batch", *["width"] * (leaf.ndim - 2)] if leaf.ndim > 2 else ["batch", "width"][: leaf.ndim]
-        if leaf.ndim == 5 and str(path[-1].key) in ("key", "value"):
-            names[3] = "heads"
-        at = jax.sharding.NamedSharding(mesh, partition(*names))
+        at = jax.sharding.NamedSharding(mesh, partition(*cache_axes(path, leaf)))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
 
     slots, sources = config.data.length, source_length(config.data) if translates(config) else 0

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from configs.convert import head_width, is_recurrent, num_kv_heads, translates
 from configs.schema import Config
 from model import latent, linear, lstm
+from model.sharding import constrain
 
 
 def empty_cache(config: Config, rows: int, slots: int, source_slots: int = 0) -> Any:
@@ -38,6 +39,20 @@ def key_value_shapes(config: Config, rows: int, slots: int) -> dict[str, tuple[t
 def _zeros(config: Config, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
     L = config.model.num_layers
     return {name: jnp.zeros((L, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def cache_axes(path: tuple[Any, ...], leaf: Any) -> tuple[str, ...]:
+    """Logical axes of a leaf (or its shape): rows are shared as a batch is, keys and values by heads."""
+    names = ["layers", "batch"] if "layers" in _names(path) else ["batch"]
+    names += ["width"] * (leaf.ndim - len(names))
+    if leaf.ndim == 5 and _names(path)[-1] in ("key", "value"):
+        names[3] = "heads"
+    return tuple(names)
+
+
+def spread(cache: Any) -> Any:
+    """Tell the compiler how a cache lies on the mesh; outside of a mesh, nothing."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: constrain(leaf, *cache_axes(path, leaf)), cache)
 
 
 def row_axis(path: tuple[Any, ...]) -> int:

@@ -20,9 +20,10 @@ import numpy as np
 
 from configs.convert import check_length, longest_text, translates
 from configs.schema import Config
-from model.generate.cache import empty_cache
+from model.generate.cache import empty_cache, spread
 from model.generate.choose import Choice, History, Sampling, choose
 from model.generate.grammar import Matcher, masks
+from model.sharding import constrain
 from model.source import Source
 
 CHUNK = 16  # Tokens per call of the compiled loop: a trade between smooth streaming and few calls.
@@ -95,6 +96,11 @@ class Rows:
             choice=Choice.of(samplings, vocabulary, max_forced),
             history=History.of(prompts, vocabulary),
         )
+
+
+def shared_by_rows(rows: Rows) -> Rows:
+    """Tell the compiler that each device has rows of its own, with the whole vocabulary; outside of a mesh, nothing."""
+    return jax.tree.map(lambda x: constrain(x, "rows", *["width"] * (x.ndim - 1)), rows)
 
 
 @flax.struct.dataclass
@@ -277,7 +283,12 @@ def decode_chunk(
             done_B=rows.done_B | is_end_B,
             history=rows.history.add(token_B, goes_B),
         )
-        return State(variables["cache"], after), (token_B, logprob_B, top_tokens_BK, top_logprobs_BK)
+        return State(spread(variables["cache"]), shared_by_rows(after)), (
+            token_B,
+            logprob_B,
+            top_tokens_BK,
+            top_logprobs_BK,
+        )
 
     state, out = jax.lax.scan(one_token, state, length=length)
     tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK = (jnp.moveaxis(array, 0, 1) for array in out)

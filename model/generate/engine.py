@@ -29,9 +29,9 @@ import numpy as np
 from configs.convert import check_length, fills_in, longest_text, translates
 from configs.schema import ConfigError
 from model import Head, Source
-from model.generate.cache import block_of, empty_cache, row_of, with_block, with_row
+from model.generate.cache import block_of, empty_cache, row_of, spread, with_block, with_row
 from model.generate.choose import Sampling
-from model.generate.decode import Rows, State, Written, bucket, decode_chunk
+from model.generate.decode import Rows, State, Written, bucket, decode_chunk, shared_by_rows
 from model.generate.grammar import Grammar, Grammars, Matcher, masks
 from model.transformer import softcap
 
@@ -165,7 +165,8 @@ class Engine:
         self._max_blocks = 0 if translates(config) else tokens // PIECE
         nobody = self._rows(Request((0,)), 0)
         rows = jax.tree.map(lambda x: np.repeat(x, slots, axis=0), nobody)
-        self._state = State(empty_cache(config, slots, self._room, self._source_slots), jax.device_put(rows))
+        make = jax.jit(lambda: spread(empty_cache(config, slots, self._room, self._source_slots)))
+        self._state = State(make(), jax.jit(shared_by_rows)(rows))
 
     def submit(self, request: Request) -> int:
         """Queue a request; return its ticket.
@@ -419,25 +420,25 @@ def _read(
     if not scores:
         hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BCD, length - 1, 1, axis=1)
     scores_BCV: Any = Head(module.config).apply({"params": params}, hidden_BCD)
-    return with_row(cache, row, variables["cache"]), softcap(module.config, scores_BCV)[0]
+    return spread(with_row(cache, row, variables["cache"])), softcap(module.config, scores_BCV)[0]
 
 
 @partial(jax.jit, donate_argnums=0)
 def _enter(rows: Rows, row: jax.Array, one: Rows, logits_V: jax.Array) -> Rows:
     """Put a text into a row."""
     rows = jax.tree.map(lambda all_B, one_1: all_B.at[row].set(one_1[0]), rows, one)
-    return dataclasses.replace(rows, logits_BV=rows.logits_BV.at[row].set(logits_V))
+    return shared_by_rows(dataclasses.replace(rows, logits_BV=rows.logits_BV.at[row].set(logits_V)))
 
 
 @partial(jax.jit, donate_argnums=0)
 def _stop(rows: Rows, row: jax.Array) -> Rows:
     """Write no more in a row."""
-    return dataclasses.replace(rows, done_B=rows.done_B.at[row].set(True))
+    return shared_by_rows(dataclasses.replace(rows, done_B=rows.done_B.at[row].set(True)))
 
 
 @partial(jax.jit, donate_argnums=0)
 def _put_block(cache: Any, row: jax.Array, start: jax.Array, block: Any) -> Any:
-    return with_block(cache, row, start, block)
+    return spread(with_block(cache, row, start, block))
 
 
 @jax.jit

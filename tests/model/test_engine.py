@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -14,7 +15,9 @@ from configs.convert import override
 from configs.schema import ConfigError
 from model import build
 from model.generate import Engine, Request, Sampling, generate
+from model.generate.decode import decode_chunk
 from model.generate.engine import PIECE
+from model.sharding import make_mesh, param_shardings
 
 LONG = tuple(random_tokens(2 * PIECE + 9, seed=1).tolist())
 SETTINGS = [
@@ -187,6 +190,24 @@ def test_a_cancelled_request_leaves_its_slot_to_the_next(network, together):
     found = finish(engine, [first, second, third])
     assert found[first] == found[second] == []
     assert [token.id for token in found[third]] == [token.id for token in together[2]]
+
+
+def test_eight_devices_write_what_one_writes(together):
+    config = tiny(window=6, window_pattern="LG")
+    mesh = make_mesh(dataclasses.replace(config.mesh, data=2, fsdp=2, tensor=2), jax.devices())
+    module = build(config)
+    params = jax.device_put(random_params(module), param_shardings(module, mesh))
+    with jax.set_mesh(mesh):
+        engine = Engine(module, params, slots=8, length=256, top=3, chunk=4)
+        found = run(engine, REQUESTS[:4])
+        cache = engine._state.cache["layers"]["attention"]["key"]
+        assert cache.sharding.shard_shape(cache.shape)[1:4] == (2, 256, 1)  # Rows by four, heads by two.
+        compiled = decode_chunk._cache_size()
+        run(engine, REQUESTS[4:5])
+        assert decode_chunk._cache_size() == compiled
+    for text, expected in zip(found, together, strict=False):
+        assert [token.id for token in text] == [token.id for token in expected]
+        np.testing.assert_allclose([t.logprob for t in text], [t.logprob for t in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize(
