@@ -29,6 +29,7 @@ FLAGS = flags.FLAGS
 def define(arguments: Sequence[str]) -> None:
     """The flags of this program: those of the server, and one more."""
     serve.define(arguments)
+    FLAGS.set_default("slots", 2)  # The page needs none: these are for programs that ask besides.
     flags.DEFINE_multi_string(
         "compare",
         [],

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 from xml.etree import ElementTree
 
 import jax.numpy as jnp
@@ -378,11 +379,87 @@ def test_a_translator_shows_from_which_words_it_writes(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_hangs_over_the_edge_of_a_phone(opened, scheme):
-    page = opened("?text=def+area(width,+height):+return+width", color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_hangs_over_the_edge_and_text_stands_out(opened, scheme, width, tmp_path):
+    page = opened("?text=def+area(width,+height):+return+width&off=self.0.0&top_k=5", color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
+    for place in ("h1", "#text", ".quiet", ".row .label", ".row.cut .label", "#step", "#status", "[aria-checked=true]"):
+        ink, ground = page.locator(place).first.evaluate(COLOURS)
+        assert contrast(ink, ground) >= 4.5, place  # WCAG 2.2, 1.4.3.
+
+
+# The colour of an element and that of the first ground below it, as [red, green, blue] from 0 to 255.
+COLOURS = """element => {
+    const parts = colour => colour.match(/[0-9.]+/g).map(Number);
+    let ground = element;
+    while (parts(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
+    return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor].map(c => parts(c).slice(0, 3));
+}"""
+
+
+def contrast(*colours: list[float]) -> float:
+    """How much lighter one is than the other, as WCAG 2.2 measures it: 1 to 21."""
+    light = []
+    for colour in colours:
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.array(colour) / 255]
+        light.append(np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(light) / min(light)
+
+
+def test_all_can_be_done_from_the_keyboard(opened):
+    page = opened("?text=abc")
+    page.focus("#text-tokens .token.current")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#looking")).to_contain_text("b reads from")
+    page.keyboard.press("Enter")
+    settle(page, 3)
+    page.focus(".row[data-rank='0']")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    third = ranked(page)[2]
+    page.keyboard.press("Enter")
+    settle(page, 4)
+    assert ids(page) == [END, *b"ab", int(third["token"])]
+    page.focus("#grid")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#map-title")).to_have_text("Layer 0, head 1")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#map-title")).to_have_text("Layer 1, head 1")
+    page.keyboard.press("x")
+    expect(page.locator("#restore")).to_have_text("Restore the head")
+    page.keyboard.press("b")
+    settle(page, 3)
+
+
+def test_a_long_text_of_many_heads_answers_at_once(opened):
+    """First paint within a second; a hover within 50 ms at 256 tokens and 30 x 9 heads, and without a question."""
+    pages = routes(Models(["a"], lambda name: reader_of(num_layers=30, num_heads=9, num_kv_heads=3, width=36)))
+    with running(tiny_serving(tokenizer=BYTES), routes=pages) as address:
+        text = ("The animal was tired. " * 12)[:255]
+        page = opened(f"?{urlencode({'layer': 5, 'head': 3, 'text': text})}", at=address)
+        page.reload()
+        settle(page)
+        assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 1000
+        assert page.locator("#text-tokens .token").count() > 250
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        milliseconds = page.evaluate(
+            """() => {
+                const took = [...document.querySelectorAll('#text-tokens .token')].slice(200, 240).map(token => {
+                    const start = performance.now();
+                    token.dispatchEvent(new PointerEvent('pointerover', { bubbles: true }));
+                    document.body.getBoundingClientRect();  // The layout is made now.
+                    return performance.now() - start;
+                });
+                return took.sort((a, b) => a - b)[20];
+            }"""
+        )
+        assert page.locator("#arcs path").count() > 5
+        assert milliseconds < 50
+        assert not asked
 
 
 def test_a_text_that_is_too_long_is_told(opened):
