@@ -8,15 +8,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import encoder_layers, fills_in, is_recurrent, longest_text, translates
+from configs.convert import encoder_layers, fills_in, is_recurrent, layer_windows, longest_text, translates
 from configs.schema import Config, ConfigError
 from model import Source, build
+from model.generate.cache import empty_cache
 from model.lens.places import Edit, without_heads
 from model.lens.record import record
 from train.data.tokenizer import Tokenizer
@@ -50,12 +52,14 @@ class Reading:
       logprobs_T: natural logarithm of the probability of each token after those before it, float32; 0 for the first.
       entropies_T: of the distribution that each token was one of, in nats, float32; 0 for the first.
       weights: by kind of attention, [L,N,T,S] float32.
+      cache: keys and values, so that one more token is read alone; None where that cannot be.
     """
 
     logits_V: np.ndarray
     logprobs_T: np.ndarray
     entropies_T: np.ndarray
     weights: dict[str, np.ndarray]
+    cache: Any = None
 
 
 def attention_kinds(config: Config) -> dict[str, tuple[int, int]]:
@@ -84,6 +88,10 @@ class Reader:
         self.kinds = attention_kinds(self.config)
         self.longest = min(LONGEST, longest_text(self.config) or LONGEST)
         self.silences = not is_recurrent(self.config)
+        # Of these, what a token reads is a row over the slots of a cache.
+        self._extends = self.config.model.attention in ("mha", "gqa", "mqa") and not (
+            is_recurrent(self.config) or any(layer_windows(self.config, self.config.model.num_layers))
+        )
         self._module, self._lock = build(self.config), threading.Lock()
         self._kept: collections.OrderedDict[Text, Reading] = collections.OrderedDict()
 
@@ -96,7 +104,11 @@ class Reader:
         self._check(text)
         with self._lock:
             if text not in self._kept:
-                self._kept[text] = self._read(text)
+                before = self._kept.get(dataclasses.replace(text, ids=text.ids[:-1]))
+                if before is not None and _room(before) >= len(text.ids):
+                    self._kept[text] = self._extended(text, before)
+                else:
+                    self._kept[text] = self._whole(text)
             self._kept.move_to_end(text)
             while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > KEPT_BYTES:
                 self._kept.popitem(last=False)
@@ -106,25 +118,59 @@ class Reader:
         """Compile for the lengths that most texts have, so that nobody waits for it later; takes a while."""
         size = SHORTEST
         while size <= min(LONGEST // 2, self.longest):
-            self._read(Text((0,) * size, (0,) * SHORTEST if translates(self.config) else None))
+            text = Text((0,) * size, (0,) * SHORTEST if translates(self.config) else None)
+            before = self._whole(dataclasses.replace(text, ids=text.ids[:-1]))
+            if before.cache is not None:
+                self._extended(text, before)
             size *= 2
 
-    def _read(self, text: Text) -> Reading:
+    def _whole(self, text: Text) -> Reading:
         T, S = len(text.ids), len(text.source or ())
         tokens_1T = jnp.asarray(self._padded(text.ids))
-        source = None
+        source, slots = None, 0
         if text.source is not None:
-            source = Source.of(jnp.asarray(self._padded(text.source)), jnp.array([S], jnp.int32))
-        # What is behind a token changes nothing of what is computed for it, so that padding needs no mask.
-        places = [WEIGHTS[kind] for kind in self.kinds]
-        found = record(self._module, self.params, tokens_1T, places, source, self._edits(text))
+            source_1S = jnp.asarray(self._padded(text.source))
+            source, slots = Source.of(source_1S, jnp.array([S], jnp.int32)), source_1S.shape[1]
+        # What is behind a token changes nothing of what is computed for it, so that padding needs no mask; in a cache,
+        # the tokens that come later take its place.
+        cache = empty_cache(self.config, 1, tokens_1T.shape[1], slots) if self._extends else None
+        found = self._record(text, tokens_1T, self.kinds, source, cache)
         logits_V, logprobs_T, entropies_T = _summary(found["logits"][0], tokens_1T[0], T - 1)
         lengths = {"self": (T, T), "cross": (T, S), "encoder": (S, S)}
         weights = {
             kind: np.asarray(found[WEIGHTS[kind]][:, 0, :, : lengths[kind][0], : lengths[kind][1]], np.float32)
             for kind in self.kinds
         }
-        return Reading(np.asarray(logits_V), np.asarray(logprobs_T)[:T], np.asarray(entropies_T)[:T], weights)
+        summary = np.asarray(logits_V), np.asarray(logprobs_T)[:T], np.asarray(entropies_T)[:T]
+        return Reading(*summary, weights, found.get("cache"))
+
+    def _extended(self, text: Text, before: Reading) -> Reading:
+        """The reading of one more token, read alone."""
+        T, S = len(text.ids), len(text.source or ())
+        kinds = [kind for kind in self.kinds if kind != "encoder"]
+        token_11, place_11 = jnp.array([text.ids[-1:]], jnp.int32), jnp.array([[T - 1]], jnp.int32)
+        found = self._record(text, token_11, kinds, None, before.cache, place_11)
+        weights = dict(before.weights)
+        for kind, length in (("self", T), ("cross", S)):
+            if kind in kinds:
+                row_LN1S = np.asarray(found[WEIGHTS[kind]][:, 0, :, :, :length], np.float32)
+                old_LNTS = before.weights[kind]
+                old_LNTS = np.pad(old_LNTS, [(0, 0)] * 3 + [(0, length - old_LNTS.shape[3])])
+                weights[kind] = np.concatenate([old_LNTS, row_LN1S], axis=2)
+        logprobs_V = np.asarray(jax.nn.log_softmax(before.logits_V))
+        return Reading(
+            np.asarray(found["logits"][0, 0]),
+            np.append(before.logprobs_T, logprobs_V[text.ids[-1]]),
+            np.append(before.entropies_T, -np.sum(np.exp(logprobs_V) * logprobs_V)),
+            weights,
+            found["cache"],
+        )
+
+    def _record(
+        self, text: Text, tokens_1T: jax.Array, kinds: Iterable[str], source: Source | None, cache: Any, *at: jax.Array
+    ) -> dict[str, Any]:
+        what = [WEIGHTS[kind] for kind in kinds]
+        return record(self._module, self.params, tokens_1T, what, source, self._edits(text), cache, *at)
 
     def _padded(self, ids: tuple[int, ...]) -> np.ndarray:
         size = SHORTEST
@@ -168,7 +214,12 @@ class Reader:
 
 
 def _bytes(reading: Reading) -> int:
-    return reading.logits_V.nbytes + sum(weights.nbytes for weights in reading.weights.values())
+    return sum(array.nbytes for array in jax.tree.leaves((reading.logits_V, reading.weights, reading.cache)))
+
+
+def _room(reading: Reading) -> int:
+    """How many tokens its cache has room for."""
+    return 0 if reading.cache is None else reading.cache["layers"]["attention"]["key"].shape[2]
 
 
 @jax.jit

@@ -21,7 +21,9 @@ def record(
     what: Sequence[str] = ("layers/attention/weights",),
     source: Source | None = None,
     edits: Mapping[str, Edit] | None = None,
-) -> dict[str, jax.Array]:
+    cache: Any = None,
+    positions_BT: jax.Array | None = None,
+) -> dict[str, Any]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
     `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/attention/heads`, what each head read,
@@ -29,21 +31,34 @@ def record(
     has `layers/cross_attention/...` as well, and those of its encoder under `encoder/`; it needs a `source`. With
     `edits`, by place, the network goes on with other values there.
 
+    With a `cache` (`generate.cache.empty_cache`), the tokens follow those that it has, at `positions_BT` (int32, by
+    default from 0), and what it is afterwards is under `cache`. Weights over the text then have its slots as S.
+
     Raises:
       KeyError: a place that this network does not have, or that cannot be changed; the message lists those it has.
       ConfigError: a text longer than a learned position table.
     """
     check_length(module.config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
-    return _record(module, params, tokens_BT, tuple(what), source, collection(edits or {}))
+    variables = {"params": params} | collection(edits or {}) | ({} if cache is None else {"cache": cache})
+    return _record(module, variables, tokens_BT, positions_BT, tuple(what), source)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
+@partial(jax.jit, static_argnums=(0, 4))
 def _record(
-    module: Any, params: Any, tokens_BT: jax.Array, what: tuple[str, ...], source: Source | None, edits: dict[str, Any]
-) -> dict[str, jax.Array]:
-    logits_BTV, variables = module.apply({"params": params} | edits, tokens_BT, source=source, mutable=[INTERMEDIATES])
+    module: Any,
+    variables: dict[str, Any],
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array | None,
+    what: tuple[str, ...],
+    source: Source | None,
+) -> dict[str, Any]:
+    kept = ["cache"] if "cache" in variables else []
+    logits_BTV, variables = module.apply(
+        variables, tokens_BT, positions_BT, source=source, mutable=[INTERMEDIATES, *kept]
+    )
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
     unknown = [name for name in what if name not in places]
     if unknown:
         raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {', '.join(sorted(places))}.")
-    return {name: places[name] for name in what} | {"logits": logits_BTV}
+    cache = {name: variables[name] for name in kept}
+    return {name: places[name] for name in what} | {"logits": logits_BTV} | cache

@@ -61,6 +61,40 @@ def test_a_reading_has_the_logits_and_the_likelihoods_of_a_forward_pass(reader):
     assert found.logprobs_T[0] == found.entropies_T[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ({}, None),
+        ({"position": "learned", "attention": "mha", "num_kv_heads": 4}, None),
+        ({"window": 3, "window_pattern": "LG"}, None),
+        ({"attention": "linear"}, None),
+        ({"network": "lstm"}, None),
+        ({"network": "encoder_decoder"}, (*b"ab c", END)),
+    ],
+    ids=str,
+)
+def test_one_more_token_is_read_alone_as_it_is_read_with_all(settings, source):
+    off = frozenset() if settings.get("network") == "lstm" else frozenset({("self", 0, 1)})
+    stepwise, whole = reader_of(**settings), reader_of(**settings)
+    for length in range(5, len(IDS) + 1):
+        found = stepwise.read(Text(IDS[:length], source, off))
+    expected = whole.read(Text(IDS, source, off))
+    np.testing.assert_allclose(found.logits_V, expected.logits_V, atol=1e-4)
+    np.testing.assert_allclose(found.logprobs_T, expected.logprobs_T, atol=1e-4)
+    np.testing.assert_allclose(found.entropies_T, expected.entropies_T, atol=1e-4)
+    for kind, weights_LNTS in expected.weights.items():
+        np.testing.assert_allclose(found.weights[kind], weights_LNTS, atol=1e-5)
+
+
+def test_a_text_goes_on_where_the_cache_is_full(monkeypatch):
+    monkeypatch.setattr(reading, "SHORTEST", 8)
+    stepwise, whole = reader_of(), reader_of()
+    ids = (*IDS, *IDS)[:11]
+    for length in range(7, len(ids) + 1):
+        found = stepwise.read(Text(ids[:length]))
+    np.testing.assert_allclose(found.logits_V, whole.read(Text(ids)).logits_V, atol=1e-4)
+
+
 def test_its_weights_are_those_that_the_lens_records(reader):
     weights_LNTS = reader.read(Text(IDS)).weights["self"]
     expected = record(build(reader.config), reader.params, jnp.array([IDS]))["layers/attention/weights"][:, 0]
