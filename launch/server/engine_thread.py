@@ -207,7 +207,7 @@ class EngineThread:
         try:
             while self._serve():
                 pass
-        except Exception as error:
+        except BaseException as error:  # A panic in a compiled package is no Exception, and nobody else would see it.
             traceback.print_exc()
             self.failure = error
             self._break_off(StoppingError(FAILED))

@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse
 
 from configs.schema import ConfigError
 
+# What flags of ours are called in requests, where it is not the same.
+OTHERWISE = {"bias": "logit_bias", "regex": "guided_regex", "json_schema": "response_format"}
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # Of other statuses, the two below.
 
 
@@ -57,9 +59,10 @@ def wrong(param: str, why: str, code: str | None = None) -> ApiError:
 def refusal(error: ConfigError) -> ApiError:
     """What cannot be run, as the answer; our messages begin with the flag, whose name is the field's."""
     named = re.match(r"--([\w.]+)=", str(error))
-    # The one that OpenAI calls otherwise.
-    field = {"bias": "logit_bias"}.get(named[1], named[1]) if named else None
-    return ApiError(400, str(error).removeprefix("--"), param=field)
+    if named is None:
+        return ApiError(400, str(error))
+    field = OTHERWISE.get(named[1], named[1])
+    return ApiError(400, f"{field}={str(error)[named.end() :]}", param=field)
 
 
 def malformed(error: pydantic.ValidationError, body: bytes | None = None) -> ApiError:

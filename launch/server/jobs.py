@@ -100,6 +100,12 @@ def _check(serving: Serving, asked: Settings) -> None:
             raise wrong("stream_options", "they are for stream=true.")
         if asked.stream_options.include_obfuscation:
             raise wrong("stream_options.include_obfuscation", "nothing is padded here; set it to false.")
+    if asked.grammar() is not None:
+        name = "response_format" if asked.guided_regex is None else "guided_regex"
+        if not serving.reads_grammars:
+            raise wrong(name, "the server has no package llguidance, which it needs: pip install 'seq2see[grammar]'.")
+        if asked.guided_regex is not None and asked.response_format is not None:
+            raise wrong("guided_regex", "it contradicts response_format: leave one of them out.")
     known = serving.config.tokenizer.vocab_size
     for token in asked.logit_bias or {}:
         if int(token) >= known:
@@ -155,6 +161,7 @@ def _requests(
             top=top,
             source=None if prompt.source is None else tuple(prompt.source),
             prompt_logprobs=echoed or max_tokens == 0,
+            grammar=asked.grammar(),
         )
         for prompt in prompts
         for number in range(written)

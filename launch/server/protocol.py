@@ -5,6 +5,7 @@ A field that stands here does what OpenAI documents; one that does not stand her
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from launch.server.serving import TOP
 from model.generate import Sampling
+from model.generate.grammar import Grammar
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -35,6 +37,28 @@ class StreamOptions(Fields):
     include_obfuscation: bool | None = Field(None, description="Only false is possible: nothing is padded here.")
 
 
+class JsonSchema(Fields):
+    """What a JSON value has to be."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="The schema; by default any object.")
+    strict: bool | None = Field(None, description="It is always kept to.")
+
+
+class ResponseFormat(Fields):
+    """The form of an answer: any text, a JSON object, or a JSON value that a schema describes."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def grammar(self) -> Grammar | None:
+        """What the text has to be, or None."""
+        given = self.json_schema.schema_ if self.json_schema and self.type == "json_schema" else None
+        schema = {"type": "object"} if given is None else given
+        return None if self.type == "text" else Grammar(json_schema=json.dumps(schema))
+
+
 class Settings(Fields):
     """What both kinds of requests have."""
 
@@ -56,12 +80,16 @@ class Settings(Fields):
     )
     stream: bool | None = Field(None, description="Answer with server-sent events as the text is written.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    response_format: ResponseFormat | None = Field(None, description="What the text has to be; any by default.")
     user: Ignored
     # Not OpenAI's, but of the same names in other servers.
     top_k: int | None = Field(None, ge=0, lt=2**31, description="Draw from the k likeliest; 0 is all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Draw from tokens this times as likely as the likeliest.")
     typical_p: float | None = Field(None, gt=0, le=1, description="Locally typical sampling; 1 is all.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="1 is none.")
+    guided_regex: Annotated[str, Field(min_length=1, max_length=10_000)] | None = Field(
+        None, description="A regular expression of what the text has to be, from its beginning to its end."
+    )
 
     def sampling(self) -> Sampling:
         """How tokens are to be chosen; raises ConfigError."""
@@ -72,6 +100,12 @@ class Settings(Fields):
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         bias = tuple((int(token), value) for token, value in (self.logit_bias or {}).items())
         return Sampling(**given, bias=bias)
+
+    def grammar(self) -> Grammar | None:
+        """What the text has to be, or None."""
+        if self.guided_regex is not None:
+            return Grammar(regex=self.guided_regex)
+        return self.response_format.grammar() if self.response_format else None
 
     @property
     def stops(self) -> list[str]:
@@ -136,12 +170,6 @@ class Message(Fields):
         return {"role": role, "content": text}
 
 
-class ResponseFormat(Fields):
-    """The form of an answer."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(Settings):
     """The body of POST /v1/chat/completions."""
 
@@ -149,7 +177,6 @@ class ChatRequest(Settings):
     max_completion_tokens: int | None = Field(None, ge=0, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=TOP, description="Of so many of the likeliest; with `logprobs`.")
-    response_format: ResponseFormat | None = Field(None, description="Only text.")
     metadata: Ignored
     safety_identifier: Ignored
     prompt_cache_key: Ignored

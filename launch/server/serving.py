@@ -27,6 +27,7 @@ class Serving:
     Attributes:
       name: what `model` is in requests.
       created: seconds since 1970 when it was loaded.
+      reads_grammars: whether requests may say what a text has to be.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Serving:
     metrics: Metrics
     limits: Limits
     created: int
+    reads_grammars: bool = False
 
     def check_name(self, name: str | None) -> None:
         """Raises ApiError if a request asks for another model than this one."""
@@ -58,6 +60,7 @@ def serve_checkpoint(
     """
     from model import build
     from model.generate.engine import Engine
+    from train.writing import grammars_of
 
     config = restored.config
     if fills_in(config):
@@ -68,26 +71,33 @@ def serve_checkpoint(
     if longest and limits.length > longest:
         raise ConfigError(f"--length={limits.length} is more than the {longest} tokens that {name} has positions for.")
     module = build(config)
+    try:
+        grammars = grammars_of(restored.tokenizer, config)
+    except ConfigError:  # Their package is not there; who asks for one is told so.
+        grammars = None
     engine = Engine(
-        module, restored.params, slots=limits.slots, length=limits.length, top=min(TOP, restored.tokenizer.size)
-    )
+        module, restored.params, slots=limits.slots, length=limits.length, top=min(TOP, restored.tokenizer.size),
+        grammars=grammars,
+    )  # fmt: skip
     thread = EngineThread(engine, room=limits.room, on_failure=on_failure)
     return Serving(
         name, config, module, restored.params, restored.tokenizer, thread, Metrics(lambda: thread.stats), limits,
-        int(time.time()),
+        int(time.time()), grammars is not None,
     )  # fmt: skip
 
 
 def warm_up(serving: Serving) -> None:
-    """Let everything be compiled before the first client comes: a text is written, and its prompt's tokens are told."""
+    """Let everything be compiled before the first client comes, by a request of each kind."""
     from model.generate.engine import Request
+    from model.generate.grammar import Grammar
 
     start = (serving.tokenizer.end_of_text,)
     source = start if translates(serving.config) else None
-    requests = [
-        Request(start, max_tokens=2, ends=serving.tokenizer.ends, top=1, source=source, prompt_logprobs=told)
-        for told in (False, source is None)
-    ]
+    requests = [Request(start, max_tokens=2, ends=serving.tokenizer.ends, source=source)]
+    if source is None:
+        requests.append(dataclasses.replace(requests[0], prompt_logprobs=True))
+    if serving.reads_grammars:
+        requests.append(dataclasses.replace(requests[0], grammar=Grammar(regex=".*")))
 
     async def write() -> None:
         for request in requests:

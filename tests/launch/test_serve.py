@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
+import re
 import threading
 import time
 
@@ -14,8 +16,11 @@ import numpy as np
 import openai
 import pytest
 
+from configs import schema
 from model.generate import Sampling
-from tests.serving import LIMITS, running, tiny_serving, words_tokenizer
+from tests.serving import LIMITS, TEMPLATE, running, tiny_serving, words_tokenizer
+from train.data.sections import Corpus
+from train.data.tokenizer import Tokenizer, make_tokenizer
 from train.writing import write
 
 PROMPT = " the cat sat on"
@@ -226,6 +231,9 @@ WRONG = [
     ("completions", {"prompt": " a", "logit_bias": {"9999": 1}}, "logit_bias.9999"),
     ("completions", {"prompt": " a", "stream_options": {"include_usage": True}}, "stream_options"),
     ("completions", {"prompt": " a", "suffix": " b"}, "suffix"),
+    ("completions", {"prompt": " a", "guided_regex": "("}, "guided_regex"),
+    ("completions", {"prompt": " a", "response_format": {"type": "yaml"}}, "response_format.type"),
+    ("completions", {"prompt": " a", "guided_regex": "a", "response_format": {"type": "text"}}, "guided_regex"),
     ("chat/completions", {"messages": []}, "messages"),
     ("chat/completions", {"messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "x"}]}]}, "messages.0.content.0.type"),
@@ -385,3 +393,23 @@ def test_translations_are_served():
         assert answer.usage.prompt_tokens == sum(len(serving.tokenizer.source(text)) for text in (PROMPT, " 猫"))
         with pytest.raises(openai.BadRequestError, match="echo"):
             complete(client, echo=True)
+
+
+def test_what_is_written_is_what_a_grammar_says():
+    characters = make_tokenizer(schema.Tokenizer(source="bytes"), Corpus([], [], "", ""))
+    serving = tiny_serving(tokenizer=Tokenizer.from_json(characters.to_json(), chat=TEMPLATE))
+    value = {"type": "object", "properties": {"ok": {"enum": ["猫", "ab"]}}, "required": ["ok"]}
+    form = {"name": "answer", "schema": {**value, "additionalProperties": False}, "strict": True}
+    blank = {str(id): -100 for id in characters.encode(" \t\r\n")}  # JSON may have as much of it as it likes.
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "n": 3, "seed": 0, "logit_bias": blank}
+    with running(serving) as url, connect(url) as client:
+        written = complete(client, n=4, extra_body={"guided_regex": "(the|a) (cat|dog){2}[.]"})
+        assert all(re.fullmatch("(the|a) (cat|dog){2}[.]", choice.text) for choice in written.choices)
+        assert {choice.finish_reason for choice in written.choices} == {"stop"}
+        answers = client.chat.completions.create(**asked, response_format={"type": "json_schema", "json_schema": form})
+        assert {json.loads(choice.message.content)["ok"] for choice in answers.choices} <= {"猫", "ab"}
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(
+                **asked, response_format={"type": "json_schema", "json_schema": {**form, "schema": {"type": "cat"}}}
+            )
+    assert refused.value.param == "response_format"
