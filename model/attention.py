@@ -18,11 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
-from model import kernels, positions
+from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain
 from model.lens.places import recording, tap
 from model.masks import Sight
 from model.remat import ATTENTION
+from model.sharding import platform
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -35,6 +36,7 @@ class Places:
     begins_BT: jax.Array  # The first token of a text, where a recurrent state starts anew, bool.
     real_BT: jax.Array  # Not padding, bool.
     rows_B: jax.Array  # Number of each row in the whole batch, int32.
+    layer: jax.Array  # Number of the layer, int32 scalar: what it keeps stands there in a cache.
     sight: Sight  # Who may look at whom.
     rotation: Rotation | None = None  # RoPE's cosines and sines.
     local_rotation: Rotation | None = None  # The same for layers with a window, where those have a base of their own.
@@ -58,8 +60,8 @@ class Attention(nn.Module):
         if rotation is not None:
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
-        kept = remember(self, {"key": key_BSKH, "value": value_BSKH}, places.slot_BT)
-        read_BTNH = read(self, query_BTNH, kept["key"], kept["value"], places, window)
+        known = remember(self, {"key": key_BSKH, "value": value_BSKH}, places)
+        read_BTNH = read(self, query_BTNH, known["key"], known["value"], places, window)
         return output(config, tap(self, "heads", read_BTNH))
 
 
@@ -75,29 +77,24 @@ class CrossAttention(nn.Module):
         if memory_BSD is not None:
             key_BSKH, value_BSKH = key_and_value(self.config, memory_BSD)
             if self.has_variable("cache", "key"):
-                self.put_variable("cache", "key", key_BSKH)
-                self.put_variable("cache", "value", value_BSKH)
+                kept.keep(self, "key", places.layer, key_BSKH)
+                kept.keep(self, "value", places.layer, value_BSKH)
         else:
-            key_BSKH, value_BSKH = self.get_variable("cache", "key"), self.get_variable("cache", "value")
+            key_BSKH, value_BSKH = (
+                kept.recall(self, name, places.layer, query_BTNH.dtype) for name in ("key", "value")
+            )
         assert places.source_sight is not None
         places = dataclasses.replace(places, sight=places.source_sight, bias_BNTS=None, slopes_N=None)
         read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window=None)
         return output(self.config, tap(self, "heads", read_BTNH))
 
 
-def remember(module: nn.Module, new: dict[str, jax.Array], slots_BT: jax.Array) -> dict[str, jax.Array]:
-    """Write what is kept of each token, [B,T,...], into the module's cache and return all of it; without one, `new`.
-
-    A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.
-    A slot beyond the cache is dropped: that is how padding stays out of it.
-    """
+def remember(module: nn.Module, new: dict[str, jax.Array], places: Places) -> dict[str, jax.Array]:
+    """Write what is kept of each token, [B,T,...], into the layer's cache and return all of it; without one, `new`."""
     if not all(module.has_variable("cache", name) for name in new):
         return new
-    row_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-    for name, new_BT in new.items():
-        kept_BS = module.get_variable("cache", name)
-        module.put_variable("cache", name, kept_BS.at[row_B1, slots_BT].set(new_BT.astype(kept_BS.dtype), mode="drop"))
-    return {name: module.get_variable("cache", name) for name in new}
+    kept.keep_tokens(module, new, places.layer, places.slot_BT)
+    return {name: kept.recall(module, name, places.layer, value.dtype) for name, value in new.items()}
 
 
 def rotation_of(places: Places, window: jax.Array) -> Rotation | None:
@@ -168,8 +165,15 @@ def read(
             kernel, config, query_BTNH, key_BSKH, value_BSKH, sight,
             scale=scale, window=jnp.int32(0) if window is None else window, slopes_N=places.slopes_N, sinks_N=sinks_N,
         )  # fmt: skip
-    visible_BTS = sight.visible(window)
     bias_BNTS = places.bias_BNTS
+    if sight.causal and module.has_variable("cache", "key") and platform() == "cpu" and not recording(module):
+        read_BTNH = kernels.cached(  # From the cache itself, not from this layer's part of it, which would be copied.
+            query_BTNH, module.get_variable("cache", "key"), module.get_variable("cache", "value"), places.layer,
+            sight, bias_BNTS, scale=scale, window=window, softcap=model.attention_softcap, slopes_N=places.slopes_N,
+            sinks_N=sinks_N,
+        )  # fmt: skip
+        return checkpoint_name(read_BTNH, ATTENTION)
+    visible_BTS = sight.visible(window)
     if places.slopes_N is not None:
         far_BTS = jnp.abs(sight.distance()).astype(jnp.float32)
         bias_BNTS = -places.slopes_N[None, :, None, None] * far_BTS[:, None]

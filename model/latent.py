@@ -41,7 +41,7 @@ class LatentAttention(nn.Module):
             rotated_BTNP = positions.rotate(rotated_BTNP, rotation)
             key_BT1P = Linear(config, (model.width,), (P,), name="key_rotated")(x_BTD)[:, :, None]
             kept["rotated"] = positions.rotate(key_BT1P, rotation)[:, :, 0]
-        kept = remember(self, kept, places.slot_BT)
+        kept = remember(self, kept, places)
 
         key_RNH = HeadMap(config, (R, N, H), name="key")()
         value_RNH = HeadMap(config, (R, N, H), name="value")()

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import feed_forward_width
 from configs.schema import Config
-from model import quantized
+from model import packed, quantized
 from model.sharding import constrain, platform, ways
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -50,11 +50,13 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(scale), self.inputs + self.outputs, jnp.dtype(model.param_dtype)
         )
-        kernel = kernel.astype(model.dtype)
-        if model.matmul == "default" or self.exact:
-            y = multiply(x, kernel, count)
+        if packed.is_packed(kernel):
+            scale_of_it = self.variables["params"].get(packed.SCALE.format("kernel"))
+            y = packed.product(x, kernel, scale_of_it, tuple(range(count))).astype(model.dtype)
+        elif model.matmul == "default" or self.exact:
+            y = multiply(x, kernel.astype(model.dtype), count)
         else:
-            y = quantized.multiply(x, kernel, count, model.matmul)
+            y = quantized.multiply(x, kernel.astype(model.dtype), count, model.matmul)
         if self.has_lora():
             y = y + self.lora(x)
         if model.biases if self.bias is None else self.bias:

@@ -6,6 +6,7 @@ Shapes: B batch, T length, D model width, N heads, H head width, C taps of a con
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from configs.convert import head_width
 from configs.schema import Config
-from model import chunks
+from model import chunks, kept
 from model.attention import Places, key_and_value, output, query
 from model.layers import Linear, Norm
 from model.lens.places import recording, tap
@@ -40,9 +41,9 @@ class LinearAttention(nn.Module):
         value_BTNV = jnp.concatenate([value_BTNH, jnp.ones_like(value_BTNH[..., :1])], axis=-1).astype(jnp.float32)
 
         B, _, N, H = key_BTNH.shape
-        state_BNHV = _get(self, "state", (B, N, H, H + 1), jnp.float32)
+        state_BNHV = _get(self, "state", places, (B, N, H, H + 1), jnp.float32)
         read_BTNV, state_BNHV = chunks.linear_rule(query_BTNH, key_BTNH, value_BTNV, begins_BT, state_BNHV)
-        _put(self, "state", state_BNHV)
+        _put(self, "state", places, state_BNHV)
         if recording(self):
             weights_BNTS = chunks.linear_weights(query_BTNH, key_BTNH, begins_BT)
             tap(self, "weights", weights_BNTS / _divisor(jnp.sum(weights_BNTS, axis=-1, keepdims=True)))
@@ -68,10 +69,10 @@ class DeltaAttention(nn.Module):
         begins_BT = places.begins_BT
         x_BT3NH = jnp.stack([query(config, x_BTD), *key_and_value(config, x_BTD)], axis=2)
         if model.convolution:
-            before = _get(self, "before", (len(x_BTD), model.convolution - 1, 3, N, H), x_BTD.dtype)
+            before = _get(self, "before", places, (len(x_BTD), model.convolution - 1, 3, N, H), x_BTD.dtype)
             convolution = Convolution(config, name="convolution")
             x_BT3NH, after = convolution(x_BT3NH, begins_BT, places.real_BT, before)
-            _put(self, "before", after)
+            _put(self, "before", places, after)
         x_BT3NH = nn.silu(x_BT3NH.astype(jnp.float32))
         query_BTNH, key_BTNH, value_BTNH = (x_BT3NH[:, :, i] for i in range(3))
         query_BTNH, key_BTNH = _unit(query_BTNH) * H**-0.5, _unit(key_BTNH)
@@ -82,9 +83,9 @@ class DeltaAttention(nn.Module):
 
         read_BTNH, state_BNHH = chunks.delta_rule(
             query_BTNH, key_BTNH, value_BTNH, strength_BTN, log_decay_BTN, begins_BT,
-            _get(self, "state", (len(x_BTD), N, H, H), jnp.float32),
+            _get(self, "state", places, (len(x_BTD), N, H, H), jnp.float32),
         )  # fmt: skip
-        _put(self, "state", state_BNHH)
+        _put(self, "state", places, state_BNHH)
         if recording(self):
             tap(self, "weights", chunks.delta_weights(query_BTNH, key_BTNH, strength_BTN, log_decay_BTN, begins_BT))
         gate_BTNH = Linear(config, (model.width,), (N, H), name="output_gate")(x_BTD)
@@ -156,16 +157,16 @@ def _divisor(total: jax.Array) -> jax.Array:
     return jnp.maximum(total, 1e-30)
 
 
-def _get(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+def _get(module: nn.Module, name: str, places: Places, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """What the cache has, or zeros."""
-    kept = module.get_variable("cache", name) if module.has_variable("cache", name) else None
-    return jnp.zeros(shape, dtype) if kept is None else kept
+    known = module.has_variable("cache", name)
+    return kept.recall(module, name, places.layer, dtype) if known else jnp.zeros(shape, dtype)
 
 
-def _put(module: nn.Module, name: str, value: jax.Array) -> None:
+def _put(module: nn.Module, name: str, places: Places, value: jax.Array) -> None:
     """Write to the cache, if there is one."""
     if module.has_variable("cache", name):
-        module.put_variable("cache", name, value.astype(module.get_variable("cache", name).dtype))
+        kept.keep(module, name, places.layer, value)
 
 
 def _initial_rate(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

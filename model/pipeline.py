@@ -50,20 +50,20 @@ class Pipeline(nn.Module):
         nn.share_scope(self, self.stack)
 
     def __call__(
-        self, x_BTD: jax.Array, windows_L: jax.Array, places: Places, memory_BSD: jax.Array | None
+        self, x_BTD: jax.Array, layers_L: Any, places: Places, memory_BSD: jax.Array | None
     ) -> tuple[jax.Array, None]:
         """The residual stream [B,T,D] after the last layer, in the form that the stack returns."""
         parts = self.config.train.microbatches
         given = set(self.variables)
         if self.is_initializing() or given != {"params"} or recording(self) or x_BTD.shape[0] % parts:
-            return self.stack(x_BTD, windows_L, places, memory_BSD)
-        x_BTD, losses = self._run(self._shared_out(windows_L), x_BTD, places, memory_BSD)
+            return self.stack(x_BTD, layers_L, places, memory_BSD)
+        x_BTD, losses = self._run(self._shared_out(layers_L), x_BTD, places, memory_BSD)
         if self.is_mutable_collection(LOSSES):
             self.put_variable(LOSSES, "pipeline", losses)
         return constrain(x_BTD, "rows", "length", "width"), None
 
-    def _shared_out(self, windows_L: jax.Array) -> Any:
-        """What belongs to each layer, (parameters, window, random key or None), as arrays [S,R,K,...]."""
+    def _shared_out(self, layers_L: Any) -> Any:
+        """What belongs to each layer, (parameters, its `Layer`, random key or None), as arrays [S,R,K,...]."""
         S, R = ways("layers"), self.config.train.rounds
 
         def share(x: jax.Array, *names: str) -> jax.Array:
@@ -74,7 +74,8 @@ class Pipeline(nn.Module):
         params = {path: share(x, *parameter_axes(f"layers/{path}")[1:]) for path, x in flat.items()}
         key = self._dropout()
         keys_L = key and jax.random.split(key.rng, self.num_layers)
-        return unflatten_dict(params, sep="/"), share(jnp.asarray(windows_L)), None if keys_L is None else share(keys_L)
+        layers = jax.tree.map(lambda x_L: share(jnp.asarray(x_L)), layers_L)
+        return unflatten_dict(params, sep="/"), layers, None if keys_L is None else share(keys_L)
 
     def _dropout(self) -> LazyRng | None:
         """The random stream from which the stack would draw, or None where nothing is drawn."""
@@ -87,10 +88,10 @@ class Pipeline(nn.Module):
         key, mutable = self._dropout(), [LOSSES] if self.is_mutable_collection(LOSSES) else []
 
         def layer(x_bTD: jax.Array, of_layer: Any) -> tuple[jax.Array, jax.Array]:
-            params, window, own = of_layer
+            params, of_itself, own = of_layer
             rngs = {"dropout": LazyRng(own, key.suffix)} if key else {}  # As a scan gives it to each layer.
             (x_bTD, _), variables = self.block.apply(
-                {"params": params}, x_bTD, window, *beside, rngs=rngs, mutable=mutable
+                {"params": params}, x_bTD, of_itself, *beside, rngs=rngs, mutable=mutable
             )
             return x_bTD, sum((jnp.sum(loss) for loss in jax.tree.leaves(variables)), start=jnp.float32(0))
 

@@ -5,11 +5,13 @@ Shapes: B batch, T length, S key length, D model width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.convert import has_final_norm, layer_windows, max_length
 from configs.schema import Config
-from model import positions
+from model import packed, positions
 from model.attention import Attention, CrossAttention, Places
 from model.experts import LOSSES, Experts
 from model.latent import LatentAttention
@@ -39,6 +41,14 @@ ATTENTION: dict[str, Any] = {
 }
 
 
+@flax.struct.dataclass
+class Layer:
+    """What a layer is told of itself; of all layers, arrays [L]."""
+
+    number: Any  # int32
+    window: Any  # How far it sees, int32; 0 is everything.
+
+
 class Block(nn.Module):
     """One layer: read from other tokens, then think; each adds to the residual stream."""
 
@@ -48,13 +58,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, window: jax.Array, places: Places, memory_BSD: jax.Array | None
+        self, x_BTD: jax.Array, layer: Layer, places: Places, memory_BSD: jax.Array | None
     ) -> tuple[jax.Array, None]:
         """Map the residual stream [B,T,D] to itself, in the form that `nn.scan` takes (carry, no output)."""
         config = self.config
+        places = dataclasses.replace(places, layer=layer.number)
         x_BTD = tap(self, "residual/before", checkpoint_name(x_BTD, LAYER_INPUT))
         attention = ATTENTION[config.model.attention](config, name="attention")
-        x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, window), places)
+        x_BTD = self.add(x_BTD, "attention", lambda y_BTD: attention(y_BTD, places, layer.window), places)
         if self.translates:
             cross = CrossAttention(config, name="cross_attention")
             x_BTD = self.add(x_BTD, "cross_attention", lambda y_BTD: cross(y_BTD, places, memory_BSD), places)
@@ -100,14 +111,22 @@ class Embedding(nn.Module):
 
     def __call__(self, index_BT: jax.Array) -> jax.Array:
         """The vectors [B,T,D] of the indices."""
+        if packed.is_packed(self.embedding):
+            return packed.rows_of(self.embedding, self.scale(), index_BT, self.config.model.dtype)
         # Gather the width first: from a table whose width is spread, XLA would make the whole result on each device.
         table_VD = constrain(self.embedding.astype(self.config.model.dtype), self.axis, "width")
         return constrain(table_VD[index_BT], "rows", "length", "width")
 
     def scores(self, x_BTD: jax.Array) -> jax.Array:
         """How well each vector matches each of the table's, [B,T,rows] float32: the output layer, if tied."""
+        if packed.is_packed(self.embedding):
+            return packed.product(x_BTD, self.embedding, self.scale(), (1,))
         table_VD = self.embedding.astype(self.config.model.dtype)
         return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+
+    def scale(self) -> jax.Array | None:
+        """What the rows of a packed table are multiplied by, [rows], if anything."""
+        return self.variables["params"].get(packed.SCALE.format("embedding"))
 
 
 # The functions below declare modules: they are to be called in a compact method.
@@ -147,19 +166,21 @@ def through_layers(
     block = rematerialized(Block, config)
     stack = nn.scan(
         block,
-        variable_axes={"params": 0, "cache": 0, INTERMEDIATES: 0, EDITS: 0, LOSSES: 0},
+        variable_axes={"params": 0, INTERMEDIATES: 0, EDITS: 0, LOSSES: 0},
+        variable_carry="cache",
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (0, nn.broadcast, nn.broadcast)),  # Flax annotates int, and takes one for each argument.
         length=num_layers,
         unroll=num_layers if model.layers == "unroll" else 1,
     )
-    windows_L: Any = np.array(layer_windows(config, num_layers), np.int32)  # The scan makes a jax scalar of each.
+    # The scan makes jax scalars of each.
+    layers_L = Layer(*np.array([range(num_layers), layer_windows(config, num_layers)], np.int32))
     if ways("layers") == 1:
-        x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, windows_L, places, memory_BSD)
+        x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, layers_L, places, memory_BSD)
     else:
         unbound = block(config, deterministic, translates, parent=None)
-        layers = stack(config, deterministic, translates, parent=None)
-        x_BTD, _ = Pipeline(config, layers, unbound, num_layers, name="layers")(x_BTD, windows_L, places, memory_BSD)
+        stacked = stack(config, deterministic, translates, parent=None)
+        x_BTD, _ = Pipeline(config, stacked, unbound, num_layers, name="layers")(x_BTD, layers_L, places, memory_BSD)
     if has_final_norm(config):
         x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)
     return constrain(x_BTD, "rows", "length", "width")
@@ -276,6 +297,7 @@ def find_places(
         begins_BT=begins_BT,
         real_BT=real_BT,
         rows_B=rows_B,
+        layer=jnp.int32(0),
         sight=sight,
         rotation=rotation,
         local_rotation=local_rotation,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from configs.convert import head_width, is_recurrent, num_kv_heads, translates
 from configs.schema import Config
 from model import latent, linear, lstm
+from model.packed import kept_dtype
 from model.sharding import constrain
 
 
@@ -38,7 +39,7 @@ def key_value_shapes(config: Config, rows: int, slots: int) -> dict[str, tuple[t
 
 def _zeros(config: Config, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
     L = config.model.num_layers
-    return {name: jnp.zeros((L, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    return {name: jnp.zeros((L, *shape), kept_dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
 
 def cache_axes(path: tuple[Any, ...], leaf: Any) -> tuple[str, ...]:

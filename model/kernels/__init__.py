@@ -9,6 +9,7 @@ import jax
 
 from configs.convert import layer_windows
 from configs.schema import Config
+from model.kernels.cached import cached
 from model.kernels.chunked import chunked
 from model.kernels.dense import dense
 from model.kernels.fused import fused
@@ -120,4 +121,4 @@ def _tell(line: str) -> None:
     logging.getLogger("seq2see").warning(line)
 
 
-__all__ = ["BLOCKWISE", "blockwise", "choose", "chunked", "dense", "fused", "ring", "splash"]
+__all__ = ["BLOCKWISE", "blockwise", "cached", "choose", "chunked", "dense", "fused", "ring", "splash"]
