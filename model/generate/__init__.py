@@ -5,8 +5,9 @@ from model.generate.choose import Sampling
 from model.generate.decode import Chunk, generate
 from model.generate.engine import Engine, EngineStats, Event, Request, Token
 from model.generate.grammar import Grammar, Grammars
+from model.generate.speculative import Draft, Lookup, Tally, speculate
 
 __all__ = [
-    "Chunk", "Engine", "EngineStats", "Event", "Grammar", "Grammars", "Hypothesis", "Request", "Sampling", "Token",
-    "beam_search", "generate",
+    "Chunk", "Draft", "Engine", "EngineStats", "Event", "Grammar", "Grammars", "Hypothesis", "Lookup", "Request",
+    "Sampling", "Tally", "Token", "beam_search", "generate", "speculate",
 ]  # fmt: skip
