@@ -9,6 +9,7 @@ Shapes: B batch, T query length, S key length, D model width, N heads, K key/val
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -36,13 +37,13 @@ class Places:
     begins_BT: jax.Array  # The first token of a text, where a recurrent state starts anew, bool.
     real_BT: jax.Array  # Not padding, bool.
     rows_B: jax.Array  # Number of each row in the whole batch, int32.
-    layer: jax.Array  # Number of the layer, int32 scalar: what it keeps stands there in a cache.
     sight: Sight  # Who may look at whom.
     rotation: Rotation | None = None  # RoPE's cosines and sines.
     local_rotation: Rotation | None = None  # The same for layers with a window, where those have a base of their own.
     bias_BNTS: jax.Array | None = None  # Added to the scores (its first axes may be 1), float32.
     slopes_N: jax.Array | None = None  # ALiBi's: what each head's scores lose per token of distance, float32.
     source_sight: Sight | None = None  # The source tokens that belong to each token's text.
+    layer: Any = None  # Number of the layer, int32 scalar, which it says itself: there stands what it keeps in a cache.
 
 
 class Attention(nn.Module):

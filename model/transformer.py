@@ -297,7 +297,6 @@ def find_places(
         begins_BT=begins_BT,
         real_BT=real_BT,
         rows_B=rows_B,
-        layer=jnp.int32(0),
         sight=sight,
         rotation=rotation,
         local_rotation=local_rotation,
