@@ -1,8 +1,8 @@
-"""Writing text on this machine's CPU: time per token beside `transformers` and llama.cpp, in turns, and the bound.
+"""Writing text on this machine's CPU: time per token beside `transformers`, in turns, and the bound.
 
   uv run --extra parity python -m benchmarks.decode_cpu                    every batch and dtype
   uv run --extra parity python -m benchmarks.decode_cpu --batches=1 --dtypes=float32 --rounds=3 --json
-  uv run python -m benchmarks.decode_cpu --sides=seq2see,llama --llama_python=llama/bin/python
+  uv run python -m benchmarks.decode_cpu --sides=seq2see,int8
 
 Random weights in the shape of SmolLM2-135M; each side is a process of its own, which continues `batch` prompts
 greedily. In a turn it does so twice, by few tokens and by many: how much longer the many take is the time of their
@@ -35,8 +35,8 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 SIDES = {
     "seq2see": "our generate",
+    "int8": "the same with --weights=int8",
     "transformers": "Hugging Face transformers' generate, PyTorch eager",
-    "llama": "llama.cpp by llama-cpp-python",
 }
 
 FLAGS = flags.FLAGS
@@ -46,18 +46,17 @@ flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "What weights are kept in, 
 flags.DEFINE_list("sides", ["seq2see", "transformers"], f"Who writes, of {', '.join(SIDES)}.")
 flags.DEFINE_integer("rounds", 5, "How often each side has its turn.", lower_bound=1)
 flags.DEFINE_string("torch_python", sys.executable, "The Python that has PyTorch and transformers.")
-flags.DEFINE_string("llama_python", sys.executable, "The Python that has llama-cpp-python and gguf.")
 flags.DEFINE_multi_string("set", [], "A setting of our side, NAME=VALUE in JSON, such as model.layers='\"unroll\"'.")
 flags.DEFINE_boolean("json", False, "Print one JSON object.")
 
 
 def start(name: str, settings: dict[str, Any]) -> Side:
     """A process that writes when asked to."""
-    pythons = {"seq2see": sys.executable, "transformers": FLAGS.torch_python, "llama": FLAGS.llama_python}
-    if name == "seq2see":
-        changed = (setting.partition("=") for setting in FLAGS.set)
-        settings = {**settings, "set": {key: json.loads(value) for key, _, value in changed}}
-    return Side(pythons[name], f"benchmarks.decode_cpu_{name}", settings)
+    if name == "transformers":
+        return Side(FLAGS.torch_python, "benchmarks.decode_cpu_transformers", settings)
+    changed = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in FLAGS.set)}
+    weights = "int8" if name == "int8" else ""
+    return Side(sys.executable, "benchmarks.decode_cpu_seq2see", {**settings, "set": changed, "weights": weights})
 
 
 def bytes_of_a_step(shape: dict[str, int], dtype: str, batch: int) -> int:

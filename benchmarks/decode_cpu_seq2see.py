@@ -24,14 +24,16 @@ class Writer:
         from configs.convert import override
         from configs.schema import Config
         from model import build
+        from model.packed import pack
         from model.sharding import parameter_shapes
 
         self.settings, random = settings, np.random.default_rng(0)
         self.module = build(override(Config(), our_settings(settings)))
-        self.params = jax.tree.map(
+        params = jax.tree.map(
             lambda shape: jax.device_put((0.02 * random.standard_normal(shape.shape, np.float32)).astype(shape.dtype)),
             parameter_shapes(self.module),
         )
+        self.params = pack(self.module, params, settings["weights"])
         shape = settings["batch"], settings["prompt"]
         self.prompts = random.integers(settings["vocabulary"], size=shape, dtype=np.int32).tolist()
         for tokens in ("few", "many"):
