@@ -65,7 +65,7 @@ def test_a_reading_has_the_logits_and_the_likelihoods_of_a_forward_pass(reader):
     ("settings", "source"),
     [
         ({}, None),
-        ({"position": "learned", "attention": "mha", "num_kv_heads": 4}, None),
+        ({"layers": "unroll", "position": "learned", "attention": "mha", "num_kv_heads": 4}, None),
         ({"window": 3, "window_pattern": "LG"}, None),
         ({"attention": "linear"}, None),
         ({"network": "lstm"}, None),
