@@ -30,7 +30,7 @@ USUAL_LENGTH = 2048  # The most that is made room for where nothing is said: a c
 def define(_: Sequence[str]) -> None:
     """The flags of this program."""
     flags.DEFINE_string("checkpoint", "runs/quickstart", start.CHECKPOINT)
-    flags.DEFINE_string("name", None, "What clients call the model; by default what --checkpoint says.")
+    flags.DEFINE_string("served_name", None, "What clients call the model; by default what --checkpoint says.")
     flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; 0.0.0.0 lets other machines in, with a key.")
     flags.DEFINE_integer("port", 8000, "The port to listen at; 0 takes a free one.")
     flags.DEFINE_string(
@@ -69,7 +69,7 @@ def run(routes: Callable[[Serving], Sequence[BaseRoute]] = lambda serving: ()) -
     listening.check_host(FLAGS.host, key, KEY)
     with listening.bind(FLAGS.host, FLAGS.port) as listener:  # Before the weights are read, which may take long.
         restored = with_template(restore_params(FLAGS.checkpoint))
-        name = FLAGS.name or FLAGS.checkpoint
+        name = FLAGS.served_name or FLAGS.checkpoint
         serving = serve_checkpoint(name, restored, limits(restored.config))
         warm_up(serving)
         app = make_app(serving, routes=routes(serving), key=key, hosts=listening.names_of(FLAGS.host))

@@ -82,6 +82,19 @@ def test_tokens_are_the_same(ours, theirs):
     assert (ours.tokenizer.end_of_text, ours.tokenizer.ends) == (theirs[1].eos_token_id, (2, 0))
 
 
+def test_messages_are_read_as_the_same_tokens(ours, theirs):
+    asked = {"role": "user", "content": "  How warm is 3.14 °C?\n中文 "}
+    chats = [
+        [asked],
+        [{"role": "system", "content": "Be brief."}, asked, {"role": "assistant", "content": "Cold."}, asked],
+    ]
+    for messages in chats:
+        expected = theirs[1].apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert ours.tokenizer.chat.render(messages) == expected
+        ids = theirs[1](expected, add_special_tokens=False).input_ids
+        assert ours.tokenizer.conversation(messages) == ids
+
+
 def test_logits_are_the_same(ours, theirs):
     rows = [ours.tokenizer.prompt(text) for text in (TEXTS[0], TEXTS[3], TEXTS[6])]
     length = max(map(len, rows))
