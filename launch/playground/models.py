@@ -65,14 +65,17 @@ class Models:
 
 
 def choices(checkpoint: str) -> list[Choice]:
-    """The checkpoint itself and, if it is of a run, the other steps of the run, the newest first."""
+    """The checkpoint itself and, if it is of a run, the steps of the run, the newest first."""
     try:
-        folder, _ = find(checkpoint)
+        folder, step = find(checkpoint)
     except CheckpointError:  # Not of a run: what others trained has no steps.
         return [Choice(checkpoint, checkpoint)]
-    steps = [Choice(f"{folder}@{step}", f"{folder.name}, step {step}") for step in reversed(finished_steps(folder))]
-    own = [Choice(checkpoint, f"{folder.name}, newest step")] if str(folder) == checkpoint else []
-    return own + steps
+    found = finished_steps(folder)
+    steps = [Choice(f"{folder}@{other}", f"{folder.name}, step {other}") for other in reversed(found)]
+    if checkpoint in [choice.checkpoint for choice in steps]:
+        return steps
+    newest = step == found[-1]
+    return [Choice(checkpoint, f"{folder.name}, {'newest step' if newest else f'step {step}'}"), *steps]
 
 
 def described(reader: Reader) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from tiny import random_params, tiny
 from configs import schema
 from configs.convert import override
 from configs.schema import ConfigError
-from launch.playground import reading
+from launch.playground import models, reading
 from launch.playground.models import Models, vocabulary
 from launch.playground.reading import Reader, Text, thumbnails
 from launch.playground.routes import routes
@@ -64,17 +65,14 @@ def test_a_reading_has_the_logits_and_the_likelihoods_of_a_forward_pass(reader):
 @pytest.mark.parametrize(
     ("settings", "source"),
     [
-        ({}, None),
         ({"layers": "unroll", "position": "learned", "attention": "mha", "num_kv_heads": 4}, None),
         ({"window": 3, "window_pattern": "LG"}, None),
-        ({"attention": "linear"}, None),
-        ({"network": "lstm"}, None),
         ({"network": "encoder_decoder"}, (*b"ab c", END)),
     ],
     ids=str,
 )
 def test_one_more_token_is_read_alone_as_it_is_read_with_all(settings, source):
-    off = frozenset() if settings.get("network") == "lstm" else frozenset({("self", 0, 1)})
+    off = frozenset({("self", 0, 1)})
     stepwise, whole = reader_of(**settings), reader_of(**settings)
     for length in range(5, len(IDS) + 1):
         found = stepwise.read(Text(IDS[:length], source, off))
@@ -238,6 +236,25 @@ def test_malformed_questions_are_answered_with_the_field(client, name, body, par
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "first"),
+    [
+        ("runs/x", ("runs/x", "x, newest step")),
+        ("runs/x/", ("runs/x/", "x, newest step")),
+        ("runs/x@10", ("runs/x@20", "x, step 20")),
+        ("./runs/x@10", ("./runs/x@10", "x, step 10")),
+    ],
+)
+def test_all_steps_of_a_run_can_be_chosen(checkpoint, first, monkeypatch):
+    step = 10 if "@" in checkpoint else 20
+    monkeypatch.setattr(models, "find", lambda spec: (Path("runs/x"), step))
+    monkeypatch.setattr(models, "finished_steps", lambda folder: [10, 20])
+    shown = [(choice.checkpoint, choice.title) for choice in models.choices(checkpoint)]
+    assert shown[0] == first
+    assert checkpoint in dict(shown)
+    assert {("runs/x@20", "x, step 20"), ("runs/x@10", "x, step 10")} <= set(shown)
+
+
 def test_only_what_was_named_is_restored():
     asked: list[str] = []
 
@@ -245,11 +262,11 @@ def test_only_what_was_named_is_restored():
         asked.append(name)
         return reader_of(name)
 
-    models = Models(["a", "bb", "a"], restore)
+    shown = Models(["a", "bb", "a"], restore)
     assert asked == ["a", "bb"]
-    assert models.reader("a") is models.reader("a")
+    assert shown.reader("a") is shown.reader("a")
     with pytest.raises(ConfigError, match="'ccc' is not shown here; there are a, bb"):
-        models.reader("ccc")
+        shown.reader("ccc")
 
     def missing(name: str) -> Reader:
         raise CheckpointError(name)

@@ -54,7 +54,7 @@ def opened(browser, address) -> Iterator[Any]:
     """A function that opens a page; in the end, nothing on it went wrong and nobody else was asked for anything."""
     with contextlib.ExitStack() as stack:
 
-        def open_page(query: str = "", at: str = address, **options: Any) -> Any:
+        def open_page(query: str = "", at: str = address, settled: bool = True, **options: Any) -> Any:
             context = browser.new_context(viewport={"width": 1440, "height": 1000}, **options)
             stack.callback(context.close)
             page = context.new_page()
@@ -67,7 +67,8 @@ def opened(browser, address) -> Iterator[Any]:
             )
             stack.callback(lambda: check(wrong))
             page.goto(f"{at}/{query}")
-            settle(page)
+            if settled:
+                settle(page)
             return page
 
         yield open_page
@@ -347,6 +348,12 @@ def test_a_link_brings_back_what_is_shown(opened):
     assert again.input_value("#seed") == "4"
 
 
+def test_a_link_to_another_network_is_told(opened):
+    page = opened("?text=abc&model=runs/other", settled=False)
+    expect(page.locator("#status")).to_have_text("The link shows runs/other, which is not served here.")
+    assert len(rows(page)) == 20
+
+
 def test_pictures_can_be_kept(opened, tmp_path):
     page = opened("?text=abc")
     for kind, begins in (("svg", b"<svg"), ("png", b"\x89PNG")):
@@ -378,8 +385,7 @@ def test_a_translator_shows_from_which_words_it_writes(opened):
         np.testing.assert_allclose(seen, np.where(weights_S >= 0.01, np.sqrt(weights_S), 0), atol=1e-3)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 390), ("light", 1440)])
 def test_nothing_hangs_over_the_edge_and_text_stands_out(opened, scheme, width, tmp_path):
     page = opened("?text=def+area(width,+height):+return+width&off=self.0.0&top_k=5", color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})

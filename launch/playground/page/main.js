@@ -28,7 +28,11 @@ const status = (text, wrong = false) => {
 async function start() {
   const link = parsed(location.search);
   const { models, first } = await api.models();
-  const known = (name, usual) => (models.some((choice) => choice.model === name) ? name : usual);
+  const known = (name, usual) => {
+    const found = models.some((choice) => choice.model === name);
+    if (name && !found) page.warning = `The link shows ${name}, which is not served here.`;
+    return found ? name : usual;
+  };
   for (const choice of models) {
     byId("model").append(element("option", { value: choice.model }, choice.title));
     byId("compare").append(element("option", { value: choice.model }, choice.title));
