@@ -45,6 +45,13 @@ def define(_: Sequence[str]) -> None:
         "length_penalty", 1.0, "Beam search compares log-probability / length**this: above 0 favours longer texts."
     )
     flags.DEFINE_integer(
+        "contrastive",
+        0,
+        "Contrastive search: of so many likeliest tokens (5, say), take one that is likely and unlike what was said; 0 "
+        "writes without it.",
+    )
+    flags.DEFINE_float("alpha", 0.6, "Contrastive search: how much likeness to what was said counts, 0 to 1.")
+    flags.DEFINE_integer(
         "best_of", 1, "Write so many texts for each prompt and show the likeliest per token (the num_samples best)."
     )
     flags.DEFINE_integer("num_samples", 1, "How many texts to write for each prompt; of beam search, the best ones.")
@@ -79,7 +86,9 @@ def run() -> None:
     headings = [f"{prompt}\n" for prompt in prompts] if translation and not FLAGS.table else prompts
     console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=headings)
     module = build(restored.config)
-    if FLAGS.beams > 1:
+    if FLAGS.contrastive:
+        samples = contrasted_samples(module, restored, prompts, console)
+    elif FLAGS.beams > 1:
         samples = beam_samples(module, restored, prompts, console)
     else:
         greedy = translation and FLAGS.best_of == 1
@@ -109,7 +118,14 @@ def check_flags() -> None:
     """Raises ConfigError for flags that cannot be, or that contradict each other."""
     from configs.schema import ConfigError
 
-    for name, least in (("num_samples", 1), ("max_tokens", 1), ("table", 0), ("beams", 1), ("best_of", 1)):
+    for name, least in (
+        ("num_samples", 1),
+        ("max_tokens", 1),
+        ("table", 0),
+        ("beams", 1),
+        ("best_of", 1),
+        ("contrastive", 0),
+    ):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
     if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
@@ -121,17 +137,24 @@ def check_flags() -> None:
         raise ConfigError(
             f"--num_samples={FLAGS.num_samples} is more than the --best_of={FLAGS.best_of} texts that are written."
         )
-    if FLAGS.beams > 1:
-        contradicting = choosing.present((*choosing.DRAWS, "seed", "best_of"))
+    if FLAGS.alpha != 0.6 and not FLAGS.contrastive:
+        raise ConfigError(f"--alpha={FLAGS.alpha:g} is for contrastive search: add --contrastive=5.")
+    for name, is_on in (("beams", FLAGS.beams > 1), ("contrastive", FLAGS.contrastive)):
+        contradicting = choosing.present((*choosing.DRAWS, "seed", "best_of")) if is_on else []
         if contradicting:
             raise ConfigError(
-                f"{contradicting[0]} contradicts --beams={FLAGS.beams}: beam search draws nothing; leave one of them "
-                f"out."
+                f"{contradicting[0]} contradicts --{name}={getattr(FLAGS, name)}, which draws nothing: leave one of "
+                f"them out."
             )
-        if FLAGS.num_samples > FLAGS.beams:
-            raise ConfigError(
-                f"--num_samples={FLAGS.num_samples} is more than the --beams={FLAGS.beams} texts that are kept."
-            )
+    if FLAGS.contrastive and (FLAGS.beams > 1 or FLAGS.num_samples > 1):
+        other = "beams" if FLAGS.beams > 1 else "num_samples"
+        raise ConfigError(
+            f"--{other}={getattr(FLAGS, other)} contradicts --contrastive={FLAGS.contrastive}, which finds one text."
+        )
+    if FLAGS.beams > 1 and FLAGS.num_samples > FLAGS.beams:
+        raise ConfigError(
+            f"--num_samples={FLAGS.num_samples} is more than the --beams={FLAGS.beams} texts that are kept."
+        )
 
 
 def drawn_samples(
@@ -166,6 +189,19 @@ def best_samples(
         best.extend(sorted(texts, key=lambda text: -(text.score or 0.0))[: FLAGS.num_samples])
     show(best, console)
     return best
+
+
+def contrasted_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:
+    """The text that contrastive search finds for each prompt."""
+    from train.writing import contrast
+
+    samples = contrast(
+        module, restored.params, restored.tokenizer, prompts,
+        candidates=FLAGS.contrastive, alpha=FLAGS.alpha, max_tokens=FLAGS.max_tokens, stop=FLAGS.stop,
+        top=likeliest(restored),
+    )  # fmt: skip
+    show(samples, console)
+    return samples
 
 
 def beam_samples(module: Any, restored: Restored, prompts: list[str], console: Console | None) -> list[Sample]:

@@ -16,7 +16,7 @@ import numpy as np
 from configs.convert import translates
 from configs.schema import Config, ConfigError
 from model import Source
-from model.generate import Grammar, Grammars, Sampling, beam_search, generate
+from model.generate import Grammar, Grammars, Sampling, beam_search, contrastive_search, generate
 from model.generate.decode import bucket
 from train.data.tokenizer import Tokenizer
 
@@ -203,17 +203,58 @@ def search(
     )  # fmt: skip
     results: list[list[Sample]] = []
     for index, (prompt, hypotheses) in enumerate(zip(prompts, found, strict=True)):
+        source = None if sources is None else sources[index]
         results.append([])
         for hypothesis in hypotheses:
-            row = Row(prompt, stop, begins=not prompt or sources is not None)
-            row.sample.score = hypothesis.score
-            source = None if sources is None else sources[index]
-            for chosen in _probabilities(module, params, tokenizer, prompt_ids[index], hypothesis.tokens, source, top):
-                if not row.finished:
-                    row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends)
-            row.close()
-            results[-1].append(row.sample)
+            read = prompt_ids[index], hypothesis.tokens, source
+            sample = _sample_of(module, params, tokenizer, prompt, *read, stop=stop, top=top)
+            sample.score = hypothesis.score
+            results[-1].append(sample)
     return results
+
+
+def contrast(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    candidates: int,
+    alpha: float,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    top: int = 0,
+) -> list[Sample]:
+    """What contrastive search writes after each prompt; the arguments are those of `write` and `contrastive_search`."""
+    prompt_ids, _ = reads(module.config, tokenizer, prompts)
+    found = contrastive_search(
+        module, params, prompt_ids, candidates=candidates, alpha=alpha, max_tokens=max_tokens, ends=tokenizer.ends
+    )
+    return [
+        _sample_of(module, params, tokenizer, prompt, ids, tokens, None, stop=stop, top=top)
+        for prompt, ids, tokens in zip(prompts, prompt_ids, found, strict=True)
+    ]
+
+
+def _sample_of(
+    module: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    prompt_ids: list[int],
+    written: list[int],
+    source: list[int] | None,
+    *,
+    stop: Sequence[str],
+    top: int,
+) -> Sample:
+    """The text of tokens that were found after a prompt."""
+    row = Row(prompt, stop, begins=not prompt or source is not None)
+    for chosen in _probabilities(module, params, tokenizer, prompt_ids, written, source, top):
+        if not row.finished:
+            row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends)
+    row.close()
+    return row.sample
 
 
 def _probabilities(

@@ -2,6 +2,7 @@
 
 from model.generate.beam import Hypothesis, beam_search
 from model.generate.choose import Sampling
+from model.generate.contrastive import contrastive_search
 from model.generate.decode import Chunk, generate
 from model.generate.engine import Engine, EngineStats, Event, Request, Token
 from model.generate.grammar import Grammar, Grammars
@@ -9,5 +10,5 @@ from model.generate.speculative import Draft, Lookup, Tally, speculate
 
 __all__ = [
     "Chunk", "Draft", "Engine", "EngineStats", "Event", "Grammar", "Grammars", "Hypothesis", "Lookup", "Request",
-    "Sampling", "Tally", "Token", "beam_search", "generate", "speculate",
+    "Sampling", "Tally", "Token", "beam_search", "contrastive_search", "generate", "speculate",
 ]  # fmt: skip
