@@ -5,7 +5,7 @@ What is done, in this order, which is the one of Hugging Face `transformers`:
 1. to the logits, whether the choice is greedy or drawn: bias, repetition penalty, presence and frequency penalty,
    banned tokens, what a grammar does not allow;
 2. to what is drawn from: temperature, top-k, top-p, min-p, typical, epsilon, eta. Each looks at the distribution that
-   the one before it left, and none cuts off the likeliest token.
+   the one before it left; only typical can cut off the likeliest token.
 
 A forced token is taken whatever all of these say. The settings are arrays with one entry per row, so that rows with
 different settings are computed together by one compiled program; what no row asks for is not computed.
