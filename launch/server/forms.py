@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 
-from launch.server import protocol
+from launch.server import answers, asked
 from launch.server.jobs import Job, chat_job, completion_job
 from launch.server.serving import Serving
 from launch.server.texts import Named, Piece, Placed
@@ -41,23 +41,23 @@ class Form:
     """
 
     prefix: str
-    asks: type[protocol.Settings]
+    asks: type[asked.Settings]
     job: Callable[[Serving, Any], Job]
-    whole: Callable[[Head, Sequence[Piece], bool, protocol.Usage], pydantic.BaseModel]
+    whole: Callable[[Head, Sequence[Piece], bool, answers.Usage], pydantic.BaseModel]
     begin: Callable[[Head, int], pydantic.BaseModel | None]
-    event: Callable[[Head, Piece | None, bool, protocol.Usage | None], pydantic.BaseModel]
+    event: Callable[[Head, Piece | None, bool, answers.Usage | None], pydantic.BaseModel]
 
 
-def _completion_choice(piece: Piece, told: bool) -> protocol.CompletionChoice:
+def _completion_choice(piece: Piece, told: bool) -> answers.CompletionChoice:
     logprobs = None
     if told:
-        logprobs = protocol.CompletionLogprobs(
+        logprobs = answers.CompletionLogprobs(
             tokens=[_legacy(token) for token in piece.tokens],
             token_logprobs=[token.logprob for token in piece.tokens],
             top_logprobs=[_likeliest(token) for token in piece.tokens],
             text_offset=[token.offset for token in piece.tokens],
         )
-    return protocol.CompletionChoice(index=piece.number, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
+    return answers.CompletionChoice(index=piece.number, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
 
 
 def _likeliest(token: Placed) -> dict[str, float] | None:
@@ -77,67 +77,67 @@ def _legacy(token: Named | Placed) -> str:
     return token.text
 
 
-def _completion(head: Head, pieces: Sequence[Piece], told: bool, usage: protocol.Usage) -> protocol.Completion:
+def _completion(head: Head, pieces: Sequence[Piece], told: bool, usage: answers.Usage) -> answers.Completion:
     choices = [_completion_choice(piece, told) for piece in pieces]
-    return protocol.Completion(**head.to_dict(), choices=choices, usage=usage)
+    return answers.Completion(**head.to_dict(), choices=choices, usage=usage)
 
 
-def _completion_event(head: Head, piece: Piece | None, told: bool, usage: protocol.Usage | None) -> protocol.Completion:
+def _completion_event(head: Head, piece: Piece | None, told: bool, usage: answers.Usage | None) -> answers.Completion:
     choices = [] if piece is None else [_completion_choice(piece, told)]
-    return protocol.Completion(**head.to_dict(), choices=choices, usage=usage)
+    return answers.Completion(**head.to_dict(), choices=choices, usage=usage)
 
 
-def _chat_logprobs(piece: Piece, told: bool) -> protocol.ChatLogprobs | None:
+def _chat_logprobs(piece: Piece, told: bool) -> answers.ChatLogprobs | None:
     if not told:
         return None
 
     def fields(token: Named | Placed) -> dict[str, Any]:
         return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
-    return protocol.ChatLogprobs(
+    return answers.ChatLogprobs(
         content=[
-            protocol.ChosenLogprob(
-                **fields(token), top_logprobs=[protocol.TokenLogprob(**fields(other)) for other in token.top]
+            answers.ChosenLogprob(
+                **fields(token), top_logprobs=[answers.TokenLogprob(**fields(other)) for other in token.top]
             )
             for token in piece.tokens
         ]
     )
 
 
-def _chat(head: Head, pieces: Sequence[Piece], told: bool, usage: protocol.Usage) -> protocol.Chat:
+def _chat(head: Head, pieces: Sequence[Piece], told: bool, usage: answers.Usage) -> answers.Chat:
     choices = [
-        protocol.ChatChoice(
+        answers.ChatChoice(
             index=piece.number,
-            message=protocol.AnswerMessage(content=piece.text),
+            message=answers.AnswerMessage(content=piece.text),
             logprobs=_chat_logprobs(piece, told),
             finish_reason=piece.finish or "stop",
         )
         for piece in pieces
     ]
-    return protocol.Chat(**head.to_dict(), choices=choices, usage=usage)
+    return answers.Chat(**head.to_dict(), choices=choices, usage=usage)
 
 
-def _chat_begin(head: Head, number: int) -> protocol.ChatChunk:
-    delta = protocol.Delta(role="assistant", content="")
-    choice = protocol.ChatChunkChoice(index=number, delta=delta, logprobs=None, finish_reason=None)
-    return protocol.ChatChunk(**head.to_dict(), choices=[choice])
+def _chat_begin(head: Head, number: int) -> answers.ChatChunk:
+    delta = answers.Delta(role="assistant", content="")
+    choice = answers.ChatChunkChoice(index=number, delta=delta, logprobs=None, finish_reason=None)
+    return answers.ChatChunk(**head.to_dict(), choices=[choice])
 
 
-def _chat_event(head: Head, piece: Piece | None, told: bool, usage: protocol.Usage | None) -> protocol.ChatChunk:
+def _chat_event(head: Head, piece: Piece | None, told: bool, usage: answers.Usage | None) -> answers.ChatChunk:
     choices = []
     if piece is not None:
         choices = [
-            protocol.ChatChunkChoice(
+            answers.ChatChunkChoice(
                 index=piece.number,
-                delta=protocol.Delta(content=piece.text or None),
+                delta=answers.Delta(content=piece.text or None),
                 logprobs=_chat_logprobs(piece, told),
                 finish_reason=piece.finish,
             )
         ]
-    return protocol.ChatChunk(**head.to_dict(), choices=choices, usage=usage)
+    return answers.ChatChunk(**head.to_dict(), choices=choices, usage=usage)
 
 
 COMPLETIONS = Form(
-    "cmpl", protocol.CompletionRequest, completion_job, _completion, lambda head, number: None, _completion_event
+    "cmpl", asked.CompletionRequest, completion_job, _completion, lambda head, number: None, _completion_event
 )
-CHAT = Form("chatcmpl", protocol.ChatRequest, chat_job, _chat, _chat_begin, _chat_event)
+CHAT = Form("chatcmpl", asked.ChatRequest, chat_job, _chat, _chat_begin, _chat_event)

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Sequence
 
 from configs.convert import translates
+from launch.server.asked import ChatRequest, CompletionRequest, Settings
 from launch.server.errors import wrong
-from launch.server.protocol import ChatRequest, CompletionRequest, Settings
 from launch.server.serving import Serving
 from model.generate.engine import Request
 from train.data.chat import ChatError

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from launch.server import protocol
+from launch.server import answers, asked
 
 REFUSALS = {
     400: "A field is wrong; the error names it.",
@@ -20,11 +20,11 @@ REFUSALS = {
     503: "The server is being stopped.",
 }
 REQUESTS = (
-    protocol.CompletionRequest, protocol.ChatRequest, protocol.TokenizeRequest, protocol.DetokenizeRequest
+    asked.CompletionRequest, asked.ChatRequest, asked.TokenizeRequest, asked.DetokenizeRequest
 )  # fmt: skip
 ANSWERS = (
-    protocol.Completion, protocol.Chat, protocol.ChatChunk, protocol.Model, protocol.Models, protocol.ErrorAnswer,
-    protocol.Health, protocol.Tokens, protocol.Detokenized, protocol.TokenizerInfo,
+    answers.Completion, answers.Chat, answers.ChatChunk, answers.Model, answers.Models, answers.ErrorAnswer,
+    answers.Health, answers.Tokens, answers.Detokenized, answers.TokenizerInfo,
 )  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from configs.schema import ConfigError
 from launch.server import errors
+from launch.server.answers import Usage
+from launch.server.asked import Settings
 from launch.server.engine_thread import OverloadError, StoppingError
 from launch.server.errors import ApiError
 from launch.server.forms import CHAT, COMPLETIONS, Form, Head
 from launch.server.jobs import Job
-from launch.server.protocol import Settings, Usage
 from launch.server.reading import HUNG_UP, parsed
 from launch.server.serving import Serving
 from launch.server.texts import Answer, Piece

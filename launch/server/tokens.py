@@ -11,8 +11,9 @@ import pydantic
 from starlette.requests import Request
 from starlette.responses import Response
 
+from launch.server.answers import Detokenized, TokenizerInfo, Tokens
+from launch.server.asked import DetokenizeRequest, TokenizeRequest
 from launch.server.errors import wrong
-from launch.server.protocol import Detokenized, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 from launch.server.reading import parsed
 from launch.server.serving import Serving
 
