@@ -43,6 +43,11 @@ def finish(engine, tickets):
     raise AssertionError("the engine does not end")
 
 
+def three(network, **settings):
+    """An engine of three slots: of one shape in all tests, so that it is compiled once."""
+    return Engine(*network, slots=3, length=256, top=3, chunk=4, **settings)
+
+
 def run(engine, requests):
     tickets = [engine.submit(request) for request in requests]
     found = finish(engine, tickets)
@@ -83,7 +88,7 @@ def test_the_engine_writes_what_generate_writes(network, together):
 
 
 def test_requests_wait_for_a_slot_join_while_others_write_and_nothing_is_compiled_again(network, together, caplog):
-    engine = Engine(*network, slots=3, length=256, top=3, chunk=4)
+    engine = three(network)
     for request in REQUESTS[:2]:
         run(engine, [request])
     run(engine, [Request(LONG, max_tokens=1)])
@@ -108,7 +113,7 @@ def test_requests_wait_for_a_slot_join_while_others_write_and_nothing_is_compile
 
 
 def test_the_beginning_that_prompts_share_is_read_once_and_changes_nothing(network):
-    engine, other = (Engine(*network, slots=2, length=256, prefix_tokens=tokens) for tokens in (256, 0))
+    engine, other = (three(network, prefix_tokens=tokens) for tokens in (256, 0))
     requests = [Request((*LONG, last), Sampling(temperature=4), seed=last, max_tokens=6, top=2) for last in range(4)]
     assert run(engine, requests) == run(other, requests)
     assert engine.stats.prefix_hits == 3 * 2 * PIECE
@@ -152,19 +157,19 @@ def test_translators_go_through_the_same_engine(network):
 def test_a_text_ends_with_its_ends_with_its_number_and_where_there_is_no_more_room(network, together):
     end = together[0][5].id
     first = [token.id for token in together[0]].index(end)
-    engine = Engine(*network, slots=2, length=PIECE, top=3)
+    engine = three(network)
     request = Request(REQUESTS[0].tokens, REQUESTS[0].sampling, 100, ends=(99, end))
     (found,) = run(engine, [request])
     assert [token.id for token in found] == [token.id for token in together[0][: first + 1]]
     assert found[-1].finish == "end"
-    (found,) = run(engine, [Request(LONG[:60], max_tokens=100)])
+    (found,) = run(engine, [Request((LONG * 2)[:252], max_tokens=100)])
     assert [token.finish for token in found] == ["", "", "", "length"]
 
 
 def test_prompts_are_scored_as_the_full_pass_scores_them(network):
     module, params = network
-    engine = Engine(*network, slots=2, length=256, top=4)
-    engine.submit(Request(LONG, max_tokens=0, prompt_logprobs=True, top=4))
+    engine = three(network)
+    engine.submit(Request(LONG, max_tokens=0, prompt_logprobs=True, top=3))
     ticket = engine.submit(Request(LONG[:70], max_tokens=3, prompt_logprobs=True))
     events = []
     while engine.busy:
@@ -179,18 +184,19 @@ def test_prompts_are_scored_as_the_full_pass_scores_them(network):
     np.testing.assert_allclose(
         [token.logprob for token in tokens[1:]], expected_TV[np.arange(len(LONG) - 1), LONG[1:]], atol=3e-4
     )
-    likeliest = -np.sort(-expected_TV, axis=1)[:, :4]
+    likeliest = -np.sort(-expected_TV, axis=1)[:, :3]
     np.testing.assert_allclose([[p for _, p in token.top] for token in tokens[1:]], likeliest, atol=3e-4)
 
 
 def test_a_cancelled_request_leaves_its_slot_to_the_next(network, together):
-    engine = Engine(*network, slots=1, length=256, top=3, chunk=4)
-    first, second, third = (engine.submit(request) for request in (REQUESTS[7], REQUESTS[1], REQUESTS[2]))
+    engine = three(network)
+    first, *others, second, third = (engine.submit(REQUESTS[number]) for number in (7, 5, 6, 1, 2))
     engine.step()
+    assert engine.stats.active == 3
     engine.cancel(first)
     engine.cancel(second)
     engine.cancel(12345)
-    found = finish(engine, [first, second, third])
+    found = finish(engine, [first, *others, second, third])
     assert found[first] == found[second] == []
     assert [token.id for token in found[third]] == [token.id for token in together[2]]
 
