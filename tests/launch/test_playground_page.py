@@ -171,6 +171,8 @@ SETTINGS = [
     {"min_p": 0.2},
     {"temperature": 1.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05},
     {"temperature": 0.3, "top_k": 3, "top_p": 0.2},
+    {"top_k": 6, "top_p": 0.7},  # In another order, more would stay.
+    {"top_p": 0.9, "min_p": 0.3},  # In another order, fewer would.
     {"temperature": 1.3, "top_k": 100, "min_p": 0.5},
 ]
 
