@@ -4,8 +4,9 @@ from model.generate.beam import Hypothesis, beam_search
 from model.generate.choose import Sampling
 from model.generate.contrastive import contrastive_search
 from model.generate.decode import Chunk, generate
-from model.generate.engine import Engine, EngineStats, Event, Request, Token
+from model.generate.engine import Engine
 from model.generate.grammar import Grammar, Grammars
+from model.generate.requests import EngineStats, Event, Request, Token
 from model.generate.speculative import Draft, Lookup, Tally, speculate
 
 __all__ = [

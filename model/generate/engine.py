@@ -19,77 +19,30 @@ import dataclasses
 import hashlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.convert import check_length, fills_in, longest_text, translates
 from configs.schema import ConfigError
-from model import Head, Source
-from model.generate.cache import block_of, empty_cache, row_of, spread, with_block, with_row
-from model.generate.choose import Sampling
-from model.generate.decode import Rows, State, Written, bucket, decode_chunk, shared_by_rows
-from model.generate.grammar import Grammar, Grammars, Matcher, masks
-from model.transformer import softcap
+from model.generate.cache import empty_cache, spread
+from model.generate.decode import Rows, State, Written, decode_chunk, shared_by_rows
+from model.generate.grammar import Grammars, Matcher, masks
+from model.generate.requests import EngineStats, Event, Request, Token
+from model.generate.slots import (
+    PIECE,
+    enter,
+    padded_source,
+    put_block,
+    read_piece,
+    source_bucket,
+    stop,
+    take_block,
+)  # fmt: skip
 
-PIECE = 64  # Tokens of a prompt that are read at once, and of a block of the prefix cache.
 PIECES = 4  # Pieces that are read between two chunks of the loop, so that who writes need not wait for who reads.
-PLAIN = Sampling()  # The network's own distribution.
 ENDS = 16  # The most tokens that may end a text.
-
-
-@dataclass(frozen=True)
-class Request:
-    """A text to write."""
-
-    tokens: tuple[int, ...]  # The prompt; a translator's: what its target begins with.
-    sampling: Sampling = PLAIN
-    max_tokens: int = 128  # The most to write; less where the engine's room ends. 0 needs `prompt_logprobs`.
-    seed: int = 0
-    ends: tuple[int, ...] = ()  # Tokens that end the text.
-    top: int = 0  # How many of the likeliest tokens to report at each place.
-    source: tuple[int, ...] | None = None  # What a translator translates.
-    prompt_logprobs: bool = False  # Whether to report the log-probability of each token of the prompt as well.
-    grammar: Grammar | None = None  # What the text has to be; it ends with one of `ends` when it is.
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a text, with the natural logarithm of its probability before temperature and filters.
-
-    `top` are the likeliest tokens at its place with theirs, best first. `finish` tells how the text ended with it:
-    "end" (a token of `ends`), "length", or "" if it goes on.
-    """
-
-    id: int
-    logprob: float  # NaN for the first token of a prompt, before which nothing stands.
-    top: tuple[tuple[int, float], ...] = ()
-    finish: str = ""
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one step brought for one request."""
-
-    ticket: int
-    tokens: tuple[Token, ...]  # Empty only for a request of no tokens, which ends with its prompt.
-    prompt: tuple[Token, ...] | None = None  # In the request's first event, if it was asked for.
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What the engine is doing."""
-
-    queued: int  # Requests that wait for a slot.
-    active: int  # Requests that have one.
-    slots: int
-    cache_tokens: int  # Tokens of texts in the cache.
-    cache_capacity: int
-    prefix_hits: int  # Tokens of prompts that were copied and not computed, since the engine was made.
-    generated: int  # Tokens written since then.
 
 
 @dataclass
@@ -155,7 +108,7 @@ class Engine:
         self._source_slots = 0
         if translates(config):
             self.source_length = min(source_length or length, longest_text(config) or length)
-            self._source_slots = _source_bucket(self.source_length)
+            self._source_slots = source_bucket(self.source_length)
         self._queue: deque[_Text] = deque()
         self._slots: list[_Text | None] = [None] * slots
         self._tickets = 0
@@ -286,7 +239,7 @@ class Engine:
             if text is not None and text.cancelled:
                 self._slots[slot] = None
                 if self._writes(text):
-                    self._state = dataclasses.replace(self._state, rows=_stop(self._state.rows, np.int32(slot)))
+                    self._state = dataclasses.replace(self._state, rows=stop(self._state.rows, np.int32(slot)))
 
     def _read_prompts(self) -> list[Event]:
         """Read up to PIECES pieces of prompts, the earliest request's first; return those that end with it."""
@@ -313,16 +266,18 @@ class Engine:
         block = None if last or text.request.prompt_logprobs else self._blocks.get(text.digest)
         if block is not None:
             self._blocks.move_to_end(text.digest)
-            self._state = dataclasses.replace(self._state, cache=_put_block(self._state.cache, row, start, block))
+            self._state = dataclasses.replace(self._state, cache=put_block(self._state.cache, row, start, block))
             text.read += PIECE
             self._hits += PIECE
             return False
         source = None
         if text.request.source is not None and text.read == 0:
-            source = _source(text.request.source, min(_source_bucket(len(text.request.source)), self._source_slots))
+            source = padded_source(
+                text.request.source, min(source_bucket(len(text.request.source)), self._source_slots)
+            )
         padded_C, scores = np.zeros(PIECE, np.int32), text.request.prompt_logprobs
         padded_C[: len(piece)] = piece
-        cache, logits_CV = _read(
+        cache, logits_CV = read_piece(
             self.module, scores, self.params, self._state.cache, row, padded_C, start, np.int32(len(piece)), source
         )
         self._state = dataclasses.replace(self._state, cache=cache)
@@ -332,9 +287,9 @@ class Engine:
         if last:
             one = self._rows(text.request, text.limit)
             logits_V = logits_CV[len(piece) - 1 if scores else 0]
-            self._state = dataclasses.replace(self._state, rows=_enter(self._state.rows, row, one, logits_V))
+            self._state = dataclasses.replace(self._state, rows=enter(self._state.rows, row, one, logits_V))
         elif self._max_blocks and text.digest not in self._blocks:
-            self._blocks[text.digest] = _take_block(cache, row, start)
+            self._blocks[text.digest] = take_block(cache, row, start)
             if len(self._blocks) > self._max_blocks:
                 self._blocks.popitem(last=False)
         return True
@@ -374,73 +329,3 @@ class Engine:
             self._generated += len(tokens)
             events.append(Event(text.ticket, tuple(tokens), prompt))
         return events
-
-
-def _source_bucket(length: int) -> int:
-    """Sources are padded to a power of two, from what `bucket` pads to on."""
-    size = bucket(1)
-    while size < length:
-        size *= 2
-    return size
-
-
-def _source(tokens: tuple[int, ...], size: int) -> Source:
-    padded_BS = np.zeros((1, size), np.int32)
-    padded_BS[0, : len(tokens)] = tokens
-    return Source.of(jnp.asarray(padded_BS), jnp.array([len(tokens)], jnp.int32))
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _read(
-    module: Any,
-    scores: bool,
-    params: Any,
-    cache: Any,
-    row: jax.Array,
-    tokens_C: jax.Array,
-    start: jax.Array,
-    length: jax.Array,
-    source: Source | None,
-) -> tuple[Any, jax.Array]:
-    """Read `length` tokens of a row's text from position `start` on; return the cache and logits.
-
-    The logits are [1,V], of what follows the last token, or with `scores` [C,V], of what follows each.
-    """
-    places_C = jnp.arange(PIECE, dtype=jnp.int32)
-    mine = row_of(cache, row)
-    if source is not None:
-        # What is kept of a source is as long as the source is padded to; behind it, its row is segment 0: nothing.
-        mine = mine | {"source_segments": jnp.zeros_like(mine["source_segments"])}
-        cache = with_row(cache, row, mine)
-    hidden_BCD, variables = module.apply(
-        {"params": params, "cache": mine},
-        tokens_C[None], (start + places_C)[None], (places_C < length).astype(jnp.int32)[None],
-        source=source, head=False, mutable=["cache"],
-    )  # fmt: skip
-    if not scores:
-        hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BCD, length - 1, 1, axis=1)
-    scores_BCV: Any = Head(module.config).apply({"params": params}, hidden_BCD)
-    return spread(with_row(cache, row, variables["cache"])), softcap(module.config, scores_BCV)[0]
-
-
-@partial(jax.jit, donate_argnums=0)
-def _enter(rows: Rows, row: jax.Array, one: Rows, logits_V: jax.Array) -> Rows:
-    """Put a text into a row."""
-    rows = jax.tree.map(lambda all_B, one_1: all_B.at[row].set(one_1[0]), rows, one)
-    return shared_by_rows(dataclasses.replace(rows, logits_BV=rows.logits_BV.at[row].set(logits_V)))
-
-
-@partial(jax.jit, donate_argnums=0)
-def _stop(rows: Rows, row: jax.Array) -> Rows:
-    """Write no more in a row."""
-    return shared_by_rows(dataclasses.replace(rows, done_B=rows.done_B.at[row].set(True)))
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put_block(cache: Any, row: jax.Array, start: jax.Array, block: Any) -> Any:
-    return spread(with_block(cache, row, start, block))
-
-
-@jax.jit
-def _take_block(cache: Any, row: jax.Array, start: jax.Array) -> Any:
-    return block_of(cache, row, start, PIECE)
