@@ -3,6 +3,8 @@
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
 uv run -m launch.sample --checkpoint=runs/translate --prompt="Click the icon." --prompt="Choose a file." --beams=4
+uv run -m launch.sample --checkpoint=smollm2 --score="The capital of France is Paris." --table=3
+uv run -m launch.sample --checkpoint=smollm2 --prompt="def add(a, b):" --weights=int8 --lookup=4
 uv run -m launch.sample --checkpoint=runs/encoder --prompt="def <|mask|>(self):"
 uv run -m launch.sample --checkpoint=smollm2 --prompt="My phone number is" --regex=" [0-9]{3}-[0-9]{4}"
 
@@ -12,6 +14,7 @@ top_k, top_p, min_p, typical_p, epsilon, eta. docs/sampling.md shows what each d
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import choosing, start
+from launch import choosing, guessing, start
 
 if TYPE_CHECKING:
     from launch.views.terminal import Console
@@ -40,6 +43,13 @@ def define(_: Sequence[str]) -> None:
         "may be given several times.",
     )
     choosing.define()
+    guessing.define()
+    flags.DEFINE_multi_string(
+        "score",
+        [],
+        "Write nothing, but tell how probable this text is, token by token, behind --prompt if there is one (for a "
+        "translation, behind what it translates); may be given several times.",
+    )
     flags.DEFINE_integer("beams", 1, "Beam search: keep so many beginnings of the text; 1 writes without it.")
     flags.DEFINE_float(
         "length_penalty", 1.0, "Beam search compares log-probability / length**this: above 0 favours longer texts."
@@ -69,8 +79,9 @@ def run() -> None:
     check_flags()
     start.prepare_jax()
     from configs.convert import fills_in, translates
+    from launch.scores import print_scores
     from launch.views.terminal import Console
-    from model import build
+    from model import build, packed
     from train.checkpoint import restore_params
 
     choosing.settings()  # Refuses what cannot be.
@@ -79,13 +90,18 @@ def run() -> None:
         print_filled(restored)
         return
     translation = translates(restored.config)
+    module = build(restored.config)
+    restored = dataclasses.replace(restored, params=packed.pack(module, restored.params, FLAGS.weights))
+    if FLAGS.score:
+        table = min(FLAGS.table, restored.tokenizer.size)
+        print_scores(module, restored, FLAGS.score, FLAGS.prompt or [], top=table, as_json=FLAGS.json)
+        return
     if translation and not FLAGS.prompt:
         raise ConfigError("--prompt is missing: give it the text to translate.")
     prompts = [prompt for prompt in FLAGS.prompt or ["def "] for _ in range(FLAGS.num_samples)]
     # What is translated stands on a line of its own.
     headings = [f"{prompt}\n" for prompt in prompts] if translation and not FLAGS.table else prompts
     console = None if FLAGS.json else Console(sys.stdout, table=FLAGS.table, prompts=headings)
-    module = build(restored.config)
     if FLAGS.contrastive:
         samples = contrasted_samples(module, restored, prompts, console)
     elif FLAGS.beams > 1:
@@ -131,6 +147,7 @@ def check_flags() -> None:
     if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
         raise ConfigError(f"--length_penalty={FLAGS.length_penalty:g} is for beam search: add --beams=4.")
     choosing.check()
+    guessing.check()
     if FLAGS.best_of > 1 and FLAGS.temperature == 0:
         raise ConfigError(f"--best_of={FLAGS.best_of} contradicts --temperature=0: all texts would be the same.")
     if 1 < FLAGS.best_of < FLAGS.num_samples:
@@ -161,10 +178,12 @@ def drawn_samples(
     module: Any, restored: Restored, prompts: list[str], sampling: Sampling, console: Console | None, each: int = 0
 ) -> list[Sample]:
     """Texts drawn token by token, or greedily; each prompt's first (of `each`, or --num_samples) has --seed."""
+    from model.generate import Tally
     from train.writing import write
 
     each = each or FLAGS.num_samples
-    return write(
+    tally = Tally()
+    samples = write(
         module, restored.params, restored.tokenizer, prompts, sampling,
         max_tokens=FLAGS.max_tokens,
         seeds=[FLAGS.seed + number % each for number in range(len(prompts))],
@@ -172,7 +191,11 @@ def drawn_samples(
         top=likeliest(restored),
         on_token=console.on_token if console else None,
         grammar=choosing.grammar_of(),
+        guess=guessing.guess_of(restored.config),
+        tally=tally,
     )  # fmt: skip
+    guessing.report(tally)
+    return samples
 
 
 def best_samples(

@@ -9,32 +9,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.convert import translates
 from configs.schema import Config, ConfigError
-from model import Source
-from model.generate import Grammar, Grammars, Sampling, beam_search, contrastive_search, generate
+from model.generate import (
+    Draft,
+    Grammar,
+    Grammars,
+    Lookup,
+    Sampling,
+    Tally,
+    beam_search,
+    contrastive_search,
+    generate,
+    speculate,
+)  # fmt: skip
 from model.generate.decode import bucket
 from train.data.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token that could stand at a place, with the natural logarithm of its probability."""
-
-    id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Chosen(Token):
-    """The token that was chosen, and the likeliest ones at its place, best first."""
-
-    top: tuple[Token, ...] = ()
+from train.scoring import Chosen, Token, given_tokens, named
 
 
 @dataclass
@@ -48,15 +41,7 @@ class Sample:
 
     def to_dict(self) -> dict[str, Any]:
         """The sample as `--json` gives it."""
-        tokens = [
-            {
-                "id": token.id,
-                "text": token.text,
-                "logprob": token.logprob,
-                "top": [{"id": other.id, "text": other.text, "logprob": other.logprob} for other in token.top],
-            }
-            for token in self.tokens
-        ]
+        tokens = [token.to_dict() for token in self.tokens]
         score = {} if self.score is None else {"score": self.score}
         return {"prompt": self.prompt, "text": self.text, **score, "tokens": tokens}
 
@@ -120,6 +105,8 @@ def write(
     top: int = 0,
     on_token: Callable[[int, Chosen | None, str], None] | None = None,
     grammar: Grammar | None = None,
+    guess: Lookup | Draft | None = None,
+    tally: Tally | None = None,
 ) -> list[Sample]:
     """Continue each prompt until the text ends, a stop string appears, or `max_tokens` are written.
 
@@ -130,6 +117,8 @@ def write(
       on_token: called with (row, token, text that became certain) as soon as a token is there; with None for a token
         where a text ends with more than its last token brought.
       grammar: what each text has to be.
+      guess: what guesses tokens ahead; the texts are the same, or for drawn ones as likely, as without.
+      tally: is filled in with what became of the guesses.
 
     Raises:
       ConfigError: a grammar that is wrong, or without the package that reads it.
@@ -141,15 +130,21 @@ def write(
     if grammar is not None:
         grammars = grammars_of(tokenizer, module.config)
         settings["matchers"] = [grammars.matcher(grammar) for _ in prompts]
-    for chunk in generate(module, params, prompt_ids, sampling, **settings):
+    write_on: Any = generate
+    if guess is not None:
+        if grammar is not None:
+            raise ConfigError("Tokens cannot be guessed ahead where a grammar says what may come.")
+        write_on = partial(speculate, guess=guess, tally=tally)
+        del settings["sources"]  # A network that has some is refused.
+    for chunk in write_on(module, params, prompt_ids, sampling, **settings):
         for index, row in enumerate(rows):
             for place in range(chunk.tokens_BC.shape[1]):
                 if row.finished:
                     break
                 likeliest = zip(chunk.top_tokens_BCK[index, place], chunk.top_logprobs_BCK[index, place], strict=True)
                 chosen = Chosen(
-                    *_named(tokenizer, chunk.tokens_BC[index, place], chunk.logprobs_BC[index, place]),
-                    top=tuple(Token(*_named(tokenizer, id, logprob)) for id, logprob in likeliest),
+                    *named(tokenizer, chunk.tokens_BC[index, place], chunk.logprobs_BC[index, place]),
+                    top=tuple(Token(*named(tokenizer, id, logprob)) for id, logprob in likeliest),
                 )
                 tell(index, chosen, row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends))
         if all(row.finished for row in rows):
@@ -250,37 +245,11 @@ def _sample_of(
 ) -> Sample:
     """The text of tokens that were found after a prompt."""
     row = Row(prompt, stop, begins=not prompt or source is not None)
-    for chosen in _probabilities(module, params, tokenizer, prompt_ids, written, source, top):
+    for chosen in given_tokens(module, params, tokenizer, prompt_ids, written, source, top):
         if not row.finished:
             row.add(chosen, row.read(tokenizer, chosen.id), chosen.id in tokenizer.ends)
     row.close()
     return row.sample
-
-
-def _probabilities(
-    module: Any,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    written: list[int],
-    source: list[int] | None,
-    top: int,
-) -> list[Chosen]:
-    """The tokens that were written after a prompt, with their probabilities and the likeliest at their places."""
-    tokens_BT = np.array([[*prompt, *written]], np.int32)
-    sources = None if source is None else Source.of(jnp.array([source], jnp.int32))
-    logprobs_TV = np.asarray(_log_probabilities(module, params, tokens_BT, sources)[0])[len(prompt) - 1 : -1]
-    result = []
-    for id, logprobs_V in zip(written, logprobs_TV, strict=True):
-        likeliest = np.argsort(-logprobs_V, kind="stable")[:top]
-        others = tuple(Token(*_named(tokenizer, other, logprobs_V[other])) for other in likeliest)
-        result.append(Chosen(*_named(tokenizer, np.int32(id), logprobs_V[id]), top=others))
-    return result
-
-
-@partial(jax.jit, static_argnums=0)
-def _log_probabilities(module: Any, params: Any, tokens_BT: jax.Array, source: Source | None) -> jax.Array:
-    return jax.nn.log_softmax(module.apply({"params": params}, tokens_BT, source=source))
 
 
 def translate(
@@ -363,10 +332,6 @@ def _up_to_the_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """The tokens before the first one that ends a text."""
     place = next((place for place, token in enumerate(tokens) if token in tokenizer.ends), len(tokens))
     return list(tokens[:place])
-
-
-def _named(tokenizer: Tokenizer, id: np.integer, logprob: np.floating) -> tuple[int, str, float]:
-    return int(id), tokenizer.token_text(int(id)), float(logprob)
 
 
 def harmless(text: str) -> str:

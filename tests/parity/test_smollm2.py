@@ -133,3 +133,16 @@ def test_greedy_text_is_the_same(ours, theirs):
     written = theirs[0].generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
     assert [token.id for token in sample.tokens] == written
     assert PROMPT + sample.text == theirs[1].decode([*ids[0].tolist(), *written], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prompt", ["", "Geography:"])
+def test_a_given_text_has_the_probability_that_transformers_gives(ours, theirs, prompt):
+    from train.scoring import score
+
+    scored = score(build(ours.config), ours.params, ours.tokenizer, " Paris is in France.", prompt=prompt)
+    before = theirs[1](prompt).input_ids or [ours.tokenizer.end_of_text]
+    ids = torch.tensor([[*before, *theirs[1](" Paris is in France.").input_ids]])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(theirs[0](ids).logits[0].double(), -1)[len(before) - 1 : -1]
+    expected = logprobs.gather(1, ids[0, len(before) :, None])[:, 0].numpy()
+    np.testing.assert_allclose([token.logprob for token in scored.tokens], expected, atol=5e-4)
