@@ -30,9 +30,10 @@ LOOKS = "tokens => tokens.map(token => Number(token.style.getPropertyValue('--lo
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 expect = playwright.expect
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium to show the page: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to show the page: apt-get install chromium"),
+]
 
 
 @pytest.fixture(scope="module")

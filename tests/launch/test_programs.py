@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = Path(__file__).parents[2]
 SMOKE = ["--config=smoke", "--data.source=text:{data}/*.txt", "--train.steps=10"]
 

@@ -24,6 +24,8 @@ from train.data.sections import Corpus
 from train.data.tokenizer import Tokenizer, make_tokenizer
 from train.writing import write
 
+pytestmark = pytest.mark.end_to_end
+
 PROMPT = " the cat sat on"
 WORDS_ONLY = {"0": -100, "1": -100}  # Neither the end nor the unknown word.
 
