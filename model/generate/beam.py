@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -56,6 +56,7 @@ class Limits:
     max_tokens: jax.Array
     length_penalty: jax.Array
     early_stopping: jax.Array
+    never: jax.Array
 
 
 def beam_search(
@@ -69,7 +70,7 @@ def beam_search(
     length_penalty: float = 1.0,
     sources: Sequence[Sequence[int]] | None = None,
     num_best: int = 1,
-    early_stopping: bool = False,
+    early_stopping: bool | Literal["never"] = False,
 ) -> list[list[Hypothesis]]:
     """The `num_best` best ways found to continue each prompt by at most `max_tokens` tokens, best first.
 
@@ -85,7 +86,8 @@ def beam_search(
       ends: the tokens that end a text.
       length_penalty: above 0 favours longer texts, 0 compares plain sums of log-probabilities.
       sources: token ids of what each row translates, for networks that do.
-      early_stopping: finish a row as soon as it has `beams` texts.
+      early_stopping: True finishes a row as soon as it has `beams` texts; "never" only where no text could become
+        better, whatever its length: with a positive penalty its beams are judged as if they were as long as can be.
 
     Raises:
       ValueError: an empty prompt or source.
@@ -100,7 +102,11 @@ def beam_search(
         return [[Hypothesis([], 0.0)] for _ in prompts]
     state = prefill(module, params, prompts, max_tokens, ends[0], sources)
     limits = Limits(
-        jnp.array(ends, jnp.int32), jnp.int32(max_tokens), jnp.float32(length_penalty), jnp.bool_(early_stopping)
+        ends_E=jnp.array(ends, jnp.int32),
+        max_tokens=jnp.int32(max_tokens),
+        length_penalty=jnp.float32(length_penalty),
+        early_stopping=jnp.bool_(early_stopping is True),
+        never=jnp.bool_(early_stopping == "never"),
     )
     found = _search(module, beams, bucket(max_tokens), params, state.cache, state.logits_BV, state.position_B, limits)
     tokens_BKT, length_BK, score_BK = map(np.asarray, found)
@@ -183,7 +189,8 @@ def _choose(state: Beams, limits: Limits) -> Beams:
     logprob_BK, going_BK = jax.lax.top_k(jnp.where(is_end_BC, -jnp.inf, logprob_BC), K)
     rows_R = (jnp.arange(B)[:, None] * K + _take(parent_BC, going_BK)).reshape(-1)
     worst_B = done_score_BK[:, -1]  # -inf until there are K texts.
-    improves_B = logprob_BK[:, 0] / scale > worst_B
+    longest = jnp.where(limits.never & (limits.length_penalty > 0), limits.max_tokens, length)
+    improves_B = logprob_BK[:, 0] / longest.astype(jnp.float32) ** limits.length_penalty > worst_B
     full_B = jnp.isfinite(worst_B) & limits.early_stopping
     return dataclasses.replace(
         state,

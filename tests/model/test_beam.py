@@ -81,14 +81,16 @@ def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=F
         ]
         done = sorted(done, key=lambda text: -text[0])[:beams]
         going = [candidate for candidate, over in zip(candidates, ends, strict=True) if not over][:beams]
-        if not going or (len(done) == beams and (early_stopping or going[0][0] / length**penalty <= done[-1][0])):
+        longest = max_tokens if early_stopping == "never" and penalty > 0 else length
+        stops = early_stopping is True
+        if not going or (len(done) == beams and (stops or going[0][0] / longest**penalty <= done[-1][0])):
             break
     return done
 
 
 @pytest.mark.parametrize(
     ("beams", "penalty", "early"),
-    [(4, 0.6, False), (4, 2.0, False), (4, 1.0, True), (4, -1.0, False)],
+    [(4, 0.6, False), (4, 2.0, False), (4, 1.0, True), (4, -1.0, False), (3, 2.0, "never")],
 )
 def test_a_plain_search_finds_the_same_texts_and_scores(network, beams, penalty, early):
     for max_tokens, end in ((12, END), (3, VOCABULARY + 1)):

@@ -42,7 +42,7 @@ def networks(request, tmp_path_factory):
     return network, exchange.read(str(folder))
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("early", [False, True, "never"])
 @pytest.mark.parametrize("penalty", [0.6, 1.0, 2.0])
 def test_same_texts_and_scores(networks, penalty, early):
     network, imported = networks
