@@ -1,4 +1,4 @@
-"""The flags that make writing faster: weights in fewer bits, and tokens that are guessed ahead."""
+"""The flags that let tokens be guessed ahead, which makes writing faster."""
 
 from __future__ import annotations
 
@@ -18,12 +18,6 @@ FLAGS = flags.FLAGS
 
 def define() -> None:
     """Define the flags."""
-    flags.DEFINE_string(
-        "weights",
-        "",
-        "Keep the weights in bfloat16 or int8 (with a scale for each output): less memory, and faster where memory is "
-        "what takes time; by default as the checkpoint has them.",
-    )
     flags.DEFINE_string(
         "draft",
         "",
@@ -47,8 +41,6 @@ def check() -> None:
     for name, least in (("guesses", 1), ("lookup", 0)):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
-    if FLAGS.weights not in ("", "bfloat16", "int8"):
-        raise ConfigError(f"--weights={FLAGS.weights}: it must be bfloat16 or int8, or left out.")
     asked = f"--draft={FLAGS.draft}" if FLAGS.draft else f"--lookup={FLAGS.lookup}" if FLAGS.lookup else ""
     if FLAGS.draft and FLAGS.lookup:
         raise ConfigError(f"{asked} contradicts --lookup={FLAGS.lookup}: give one of the two.")

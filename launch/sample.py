@@ -14,7 +14,6 @@ top_k, top_p, min_p, typical_p, epsilon, eta. docs/sampling.md shows what each d
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import choosing, guessing, start
+from launch import choosing, guessing, start, weights
 
 if TYPE_CHECKING:
     from launch.views.terminal import Console
@@ -43,6 +42,7 @@ def define(_: Sequence[str]) -> None:
         "may be given several times.",
     )
     choosing.define()
+    weights.define()
     guessing.define()
     flags.DEFINE_multi_string(
         "score",
@@ -81,7 +81,7 @@ def run() -> None:
     from configs.convert import fills_in, translates
     from launch.scores import print_scores
     from launch.views.terminal import Console
-    from model import build, packed
+    from model import build
     from train.checkpoint import restore_params
 
     choosing.settings()  # Refuses what cannot be.
@@ -91,7 +91,7 @@ def run() -> None:
         return
     translation = translates(restored.config)
     module = build(restored.config)
-    restored = dataclasses.replace(restored, params=packed.pack(module, restored.params, FLAGS.weights))
+    restored = weights.as_asked(restored)
     if FLAGS.score:
         table = min(FLAGS.table, restored.tokenizer.size)
         print_scores(module, restored, FLAGS.score, FLAGS.prompt or [], top=table, as_json=FLAGS.json)
@@ -147,6 +147,7 @@ def check_flags() -> None:
     if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
         raise ConfigError(f"--length_penalty={FLAGS.length_penalty:g} is for beam search: add --beams=4.")
     choosing.check()
+    weights.check()
     guessing.check()
     if FLAGS.best_of > 1 and FLAGS.temperature == 0:
         raise ConfigError(f"--best_of={FLAGS.best_of} contradicts --temperature=0: all texts would be the same.")

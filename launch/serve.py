@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import start
+from launch import start, weights
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -37,6 +37,7 @@ def define(_: Sequence[str]) -> None:
         "api_key_file", None, f"A file with the key that clients must send; or put it into the environment as {KEY}."
     )
     flags.DEFINE_string("chat_template", None, "A file with a template in Jinja's language, for the checkpoint's own.")
+    weights.define()
     flags.DEFINE_integer("slots", 8, "Texts that are written at the same time.")
     flags.DEFINE_integer("queue", 64, "Texts that may wait; beyond them the answer is 429 with Retry-After.")
     flags.DEFINE_integer(
@@ -59,6 +60,7 @@ def run(routes: Callable[[Serving], Sequence[BaseRoute]] = lambda serving: ()) -
     Args:
       routes: of other parts that are served besides.
     """
+    weights.check()
     start.prepare_jax()
     from launch.server import listening
     from launch.server.app import make_app
@@ -68,7 +70,7 @@ def run(routes: Callable[[Serving], Sequence[BaseRoute]] = lambda serving: ()) -
     key = listening.read_key(FLAGS.api_key_file, KEY)
     listening.check_host(FLAGS.host, key, KEY)
     with listening.bind(FLAGS.host, FLAGS.port) as listener:  # Before the weights are read, which may take long.
-        restored = with_template(restore_params(FLAGS.checkpoint))
+        restored = weights.as_asked(with_template(restore_params(FLAGS.checkpoint)))
         name = FLAGS.served_name or FLAGS.checkpoint
         serving = serve_checkpoint(name, restored, limits(restored.config))
         warm_up(serving)

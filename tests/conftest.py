@@ -13,3 +13,8 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Long ones first, so that no process is left with one of them when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)

@@ -120,7 +120,8 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
 
     slots, sources = config.data.length, source_length(config.data) if translates(config) else 0
-    shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources))
+    with jax.set_mesh(mesh):  # What is kept, and how, depends on the platform.
+        shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources))
     cache = jax.tree_util.tree_map_with_path(kept, shapes)
     texts = Rows.of(
         [[0]] * rows, [Sampling()] * rows, config.tokenizer.vocab_size,

@@ -58,7 +58,8 @@ def page(serving: Serving) -> Sequence[BaseRoute]:
         return Reader(restored.config, restored.params, restored.tokenizer)
 
     models = Models([FLAGS.checkpoint, *FLAGS.compare], restore)
-    threading.Thread(target=models.prepare, daemon=True).start()
+    # No daemon: a process that ends in the middle of compiling is aborted. So it stops once the server has.
+    threading.Thread(target=models.prepare, args=(threading.main_thread().is_alive,)).start()
     return routes(models)
 
 

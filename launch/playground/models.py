@@ -46,10 +46,14 @@ class Models:
         for checkpoint in self.first:
             self.reader(checkpoint)
 
-    def prepare(self) -> None:
-        """Compile what the page will ask for first, while it is already answered; takes a while."""
+    def prepare(self, goes_on: Callable[[], bool]) -> None:
+        """Compile what the page will ask for first, while it is already answered; takes a while.
+
+        Args:
+          goes_on: asked before each program whether it is still wanted.
+        """
         for checkpoint in self.first:
-            self.reader(checkpoint).prepare()
+            self.reader(checkpoint).prepare(goes_on)
 
     def reader(self, checkpoint: str) -> Reader:
         """The network of one of the choices. Raises ConfigError if it is none of them."""

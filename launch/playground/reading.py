@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -115,13 +115,13 @@ class Reader:
                 self._kept.popitem(last=False)
             return self._kept[text]
 
-    def prepare(self) -> None:
-        """Compile for the lengths that most texts have, so that nobody waits for it later; takes a while."""
+    def prepare(self, goes_on: Callable[[], bool]) -> None:
+        """Compile for the lengths that most texts have, so that nobody waits for it later, as long as it `goes_on`."""
         size = SHORTEST
-        while size <= min(LONGEST // 2, self.longest):
+        while size <= min(LONGEST // 2, self.longest) and goes_on():
             text = Text((0,) * size, (0,) * SHORTEST if translates(self.config) else None)
             before = self._whole(dataclasses.replace(text, ids=text.ids[:-1]))
-            if before.cache is not None:
+            if before.cache is not None and goes_on():
                 self._extended(text, before)
             size *= 2
 

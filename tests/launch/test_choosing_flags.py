@@ -9,7 +9,7 @@ from absl import flags
 
 from configs import schema
 from configs.schema import ConfigError
-from launch import choosing, sample
+from launch import choosing, guessing, sample, weights
 from model.generate import Grammar, Sampling
 from train.data.sections import Corpus, Section
 from train.data.tokenizer import make_tokenizer
@@ -25,7 +25,7 @@ def tokenizer():
 def given(monkeypatch):
     """Parse a command line; nothing of it is left after the test."""
     values = flags.FlagValues()
-    for module in (choosing, sample):
+    for module in (choosing, guessing, sample, weights):
         monkeypatch.setattr(module, "FLAGS", values)
     with monkeypatch.context() as patch:
         for name in dir(flags):
