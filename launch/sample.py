@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from absl import flags
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from train.writing import Sample
 
 FLAGS = flags.FLAGS
+EARLY_STOPPING: dict[str, bool | Literal["never"]] = {"no": False, "yes": True, "never": "never"}
 
 
 def define(_: Sequence[str]) -> None:
@@ -53,6 +54,13 @@ def define(_: Sequence[str]) -> None:
     flags.DEFINE_integer("beams", 1, "Beam search: keep so many beginnings of the text; 1 writes without it.")
     flags.DEFINE_float(
         "length_penalty", 1.0, "Beam search compares log-probability / length**this: above 0 favours longer texts."
+    )
+    flags.DEFINE_enum(
+        "early_stopping",
+        "no",
+        list(EARLY_STOPPING),
+        "When beam search ends: yes, as soon as it has as many texts as beams; no, once the best beginning is no "
+        "better than they are; never, once it could not become better however long.",
     )
     flags.DEFINE_integer(
         "contrastive",
@@ -144,8 +152,9 @@ def check_flags() -> None:
     ):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
-    if FLAGS.beams == 1 and FLAGS["length_penalty"].present:
-        raise ConfigError(f"--length_penalty={FLAGS.length_penalty:g} is for beam search: add --beams=4.")
+    for name in ("length_penalty", "early_stopping"):
+        if FLAGS.beams == 1 and FLAGS[name].present:
+            raise ConfigError(f"--{name}={FLAGS[name].value} is for beam search: add --beams=4.")
     choosing.check()
     weights.check()
     guessing.check()
@@ -235,7 +244,8 @@ def beam_samples(module: Any, restored: Restored, prompts: list[str], console: C
     found = search(
         module, restored.params, restored.tokenizer, prompts[:: FLAGS.num_samples],
         beams=FLAGS.beams, max_tokens=FLAGS.max_tokens, length_penalty=FLAGS.length_penalty,
-        num_best=FLAGS.num_samples, stop=FLAGS.stop, top=likeliest(restored),
+        early_stopping=EARLY_STOPPING[FLAGS.early_stopping], num_best=FLAGS.num_samples, stop=FLAGS.stop,
+        top=likeliest(restored),
     )  # fmt: skip
     samples = [sample for best in found for sample in best]
     show(samples, console)

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -182,6 +182,7 @@ def search(
     beams: int,
     max_tokens: int,
     length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
     num_best: int = 1,
     stop: Sequence[str] = (),
     top: int = 0,
@@ -194,7 +195,7 @@ def search(
     found = beam_search(
         module, params, prompt_ids,
         beams=beams, max_tokens=max_tokens, ends=tokenizer.ends, length_penalty=length_penalty,
-        sources=sources, num_best=num_best,
+        early_stopping=early_stopping, sources=sources, num_best=num_best,
     )  # fmt: skip
     results: list[list[Sample]] = []
     for index, (prompt, hypotheses) in enumerate(zip(prompts, found, strict=True)):

@@ -29,7 +29,14 @@ def given(monkeypatch):
         monkeypatch.setattr(module, "FLAGS", values)
     with monkeypatch.context() as patch:
         for name in dir(flags):
-            if name.startswith("DEFINE_") and name[7:] in ("string", "float", "integer", "boolean", "multi_string"):
+            if name.startswith("DEFINE_") and name[7:] in (
+                "string",
+                "float",
+                "integer",
+                "boolean",
+                "enum",
+                "multi_string",
+            ):
                 define = getattr(flags, name)
                 patch.setattr(flags, name, lambda *a, define=define, **k: define(*a, flag_values=values, **k))
         sample.define([])
@@ -79,6 +86,7 @@ def test_a_schema_is_read_from_a_file_or_stands_in_the_flag(given, tmp_path):
         (["--beams=4", "--typical_p=0.9"], r"--typical_p=0.9 contradicts --beams=4"),
         (["--beams=4", "--bias=a:1"], r"--bias=a:1 contradicts --beams=4"),
         (["--beams=4", "--regex=a"], r"--regex=a contradicts --beams=4"),
+        (["--early_stopping=never"], r"--early_stopping=never is for beam search: add --beams=4"),
         (["--beams=4", "--best_of=4"], r"--best_of=4 contradicts --beams=4"),
         (["--contrastive=5", "--top_k=3"], r"--top_k=3 contradicts --contrastive=5"),
         (["--contrastive=5", "--beams=3"], r"--beams=3 contradicts --contrastive=5"),

@@ -53,7 +53,8 @@ def test_training_scores_held_out_translations_and_ends_with_them_beside_baselin
 
 def test_beam_search_gives_the_best_translations_of_each_prompt_in_order(trained):
     arguments = (f"--checkpoint={trained[0]}", "--prompt=the cat.", "--prompt=the big dog.", "--max_tokens=8")
-    shown = program("sample", *arguments, "--beams=3", "--num_samples=2", "--length_penalty=0.5", "--json").stdout
+    beams = ("--beams=3", "--num_samples=2", "--length_penalty=0.5", "--early_stopping=never")
+    shown = program("sample", *arguments, *beams, "--json").stdout
     samples = [json.loads(line) for line in shown.splitlines()]
     assert [sample["prompt"] for sample in samples] == ["the cat."] * 2 + ["the big dog."] * 2
     for best, second in (samples[:2], samples[2:]):
@@ -100,7 +101,7 @@ def test_attend_shows_the_alignment_of_a_given_translation(trained, tmp_path):
         (["--beams=4", "--temperature=0.5"], "--temperature=0.5 contradicts --beams=4"),
         (["--beams=4", "--seed=1"], "--seed=1 contradicts --beams=4"),
         (["--beams=2", "--num_samples=3"], "--num_samples=3 is more than the --beams=2"),
-        (["--length_penalty=2"], "--length_penalty=2 is for beam search"),
+        (["--length_penalty=2"], "--length_penalty=2.0 is for beam search"),
         (["--beams=0"], "--beams=0: it must be at least 1"),
         ([], "--prompt is missing"),
     ],
