@@ -18,6 +18,7 @@ import numpy as np
 from configs.convert import check_length, fills_in, translates
 from configs.schema import ConfigError
 from model import Source
+from model.generate.choose import likeliest
 from model.generate.decode import bucket
 from train.data.tokenizer import Tokenizer
 
@@ -120,8 +121,7 @@ def given_tokens(
     logprobs_TV = np.asarray(logprobs_BTV[0, len(before) - 1 : length - 1])
     result = []
     for id, logprobs_V in zip(given, logprobs_TV, strict=True):
-        likeliest = np.argsort(-logprobs_V, kind="stable")[:top]
-        others = tuple(Token(*named(tokenizer, other, logprobs_V[other])) for other in likeliest)
+        others = tuple(Token(*named(tokenizer, other, logprobs_V[other])) for other in likeliest(logprobs_V, top))
         result.append(Chosen(*named(tokenizer, np.int32(id), logprobs_V[id]), top=others))
     return result
 

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.server import errors
+from launch.server.answers import Health, Model, Models
 from launch.server.errors import ApiError
 from launch.server.metrics import Metrics
 from launch.server.openapi import document
@@ -70,7 +71,7 @@ async def health(request: Request) -> Response:
     """Whether answers can be expected."""
     engine = request.app.state.serving.engine
     status = "failed" if engine.failure else "stopping" if engine.stopping else "ok"
-    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+    return JSONResponse(Health(status=status).model_dump(), 200 if status == "ok" else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -85,19 +86,19 @@ async def openapi(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """The models that are served: one."""
-    return JSONResponse({"object": "list", "data": [described(request.app.state.serving)]})
+    return JSONResponse(Models(data=[described(request.app.state.serving)]).model_dump())
 
 
 async def model(request: Request) -> Response:
     """One model."""
     serving = request.app.state.serving
     serving.check_name(request.path_params["model"])
-    return JSONResponse(described(serving))
+    return JSONResponse(described(serving).model_dump())
 
 
-def described(serving: Serving) -> dict[str, str | int]:
+def described(serving: Serving) -> Model:
     """The model as OpenAI describes one."""
-    return {"id": serving.name, "object": "model", "created": serving.created, "owned_by": "seq2see"}
+    return Model(id=serving.name, created=serving.created)
 
 
 class Locked:

@@ -123,13 +123,10 @@ class Stream:
         async with asyncio.timeout_at(self._deadline):
             return await self._arrived.get()
 
-    def _put(self, arrived: tuple[int, Event] | Exception | None) -> None:
-        self._arrived.put_nowait(arrived)
-
     def _post(self, arrived: tuple[int, Event] | Exception | None) -> None:
         """Put something into the queue, from the engine's thread."""
         with contextlib.suppress(RuntimeError):  # The event loop has been closed: nobody waits for it.
-            self._loop.call_soon_threadsafe(self._put, arrived)
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, arrived)
 
 
 class EngineThread:

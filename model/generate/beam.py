@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import ConfigError
+from model.generate.cache import row_axis, rows_of
 from model.generate.decode import bucket, prefill, room_for
 
 # What is known of a source is the same for all beams of a row, so it needs no shuffling.
@@ -135,7 +136,7 @@ def _search(
     B, V = logits_BV.shape
     shape = (B, beams)
     state = Beams(
-        cache=_map_rows(lambda leaf, axis: jnp.repeat(leaf, beams, axis), cache, shared=True),
+        cache=rows_of(cache, jnp.repeat(jnp.arange(B), beams)),
         logits_BKV=jnp.broadcast_to(logits_BV[:, None], (*shape, V)),
         position_B=position_B,
         length=jnp.int32(0),
@@ -194,7 +195,7 @@ def _choose(state: Beams, limits: Limits) -> Beams:
     full_B = jnp.isfinite(worst_B) & limits.early_stopping
     return dataclasses.replace(
         state,
-        cache=_map_rows(lambda leaf, axis: jnp.take(leaf, rows_R, axis), state.cache, shared=False),
+        cache=_reordered(state.cache, rows_R),
         length=length,
         tokens_BKT=_take(tokens_BCT, going_BK),
         logprob_BK=logprob_BK,
@@ -210,13 +211,10 @@ def _take(values_BX: jax.Array, index_BK: jax.Array) -> jax.Array:
     return jax.vmap(lambda values_X, index_K: values_X[index_K])(values_BX, index_BK)
 
 
-def _map_rows(change: Any, cache: Any, *, shared: bool) -> Any:
-    """`change(leaf, axis of the rows)` for the leaves of a cache; those that all beams share only if `shared`."""
+def _reordered(cache: Any, rows_R: jax.Array) -> Any:
+    """A cache made of these rows, but for what all beams of a row share."""
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path]
-        if not shared and any(name in SHARED for name in names):
-            return leaf
-        return change(leaf, 1 if "layers" in names else 0)
+        return leaf if any(entry.key in SHARED for entry in path) else jnp.take(leaf, rows_R, row_axis(path))
 
     return jax.tree_util.tree_map_with_path(one, cache)

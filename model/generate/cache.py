@@ -61,6 +61,11 @@ def row_axis(path: tuple[Any, ...]) -> int:
     return 1 if "layers" in _names(path) else 0
 
 
+def rows_of(cache: Any, rows_R: jax.Array) -> Any:
+    """A cache made of these rows."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.take(leaf, rows_R, row_axis(path)), cache)
+
+
 def row_of(cache: Any, row: jax.Array) -> Any:
     """The cache of one row (int32 scalar) alone."""
 
@@ -85,10 +90,9 @@ def block_of(cache: Any, row: jax.Array, start: jax.Array, length: int) -> Any:
     """What a row keeps of its `length` tokens from `start` on; of a state, which is not kept by token, all of it."""
 
     def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        leaf = jax.lax.dynamic_slice_in_dim(leaf, row, 1, row_axis(path))
         return jax.lax.dynamic_slice_in_dim(leaf, start, length, 2) if by_token(path) else leaf
 
-    return jax.tree_util.tree_map_with_path(cut, cache)
+    return jax.tree_util.tree_map_with_path(cut, row_of(cache, row))
 
 
 def with_block(cache: Any, row: jax.Array, start: jax.Array, block: Any) -> Any:

@@ -145,6 +145,13 @@ class Choice:
         biased_B = np.array([bool(sampling.bias or sampling.banned) for sampling in samplings])
         return Choice(**numbers, biased_B=biased_B, bias_BV=bias_BV, forced_BF=forced_BF)
 
+    def forced_at(self, place_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The token that is forced behind so many written ones, [B] int32, and whether one is, [B] bool."""
+        F = self.forced_BF.shape[1]
+        at_B1 = jnp.minimum(place_B, F - 1)[:, None]
+        forced_B = jnp.take_along_axis(jnp.asarray(self.forced_BF), at_B1, axis=1)[:, 0]
+        return forced_B, (forced_B >= 0) & (place_B < F)
+
 
 NUMBERS = {
     "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32, "typical_p": np.float32,
@@ -300,10 +307,8 @@ def choose(
         lambda: jnp.where(draws_B, jax.vmap(draw)(keys_B, filter_logits(logits_BV, choice)), likeliest_B),
         lambda: likeliest_B,
     ).astype(jnp.int32)
-    F = choice.forced_BF.shape[1]
-    at_B1 = jnp.minimum(place_B, F - 1)[:, None]
-    forced_B = jnp.take_along_axis(jnp.asarray(choice.forced_BF), at_B1, axis=1)[:, 0]
-    return jnp.where((forced_B >= 0) & (place_B < F), forced_B, token_B)
+    forced_B, is_forced_B = choice.forced_at(place_B)
+    return jnp.where(is_forced_B, forced_B, token_B)
 
 
 def draw(key: jax.Array, logits_V: jax.Array) -> jax.Array:
@@ -327,6 +332,11 @@ def _place(mass_X: jax.Array, uniform: jax.Array) -> jax.Array:
     # Rounding may leave none: then the last one with mass.
     last = len(mass_X) - 1 - jnp.argmax(mass_X[::-1] > 0)
     return jnp.where(jnp.any(found_X), jnp.argmax(found_X), last).astype(jnp.int32)
+
+
+def likeliest(logprobs_V: np.ndarray, top: int) -> np.ndarray:
+    """The `top` likeliest tokens, best first; of equals the first. For the host, which sorts only if any are wanted."""
+    return np.argsort(-logprobs_V, kind="stable")[:top] if top else np.zeros(0, np.int64)
 
 
 def _where_asked(asks_B: Array, change: Callable[[jax.Array], jax.Array], logits_BV: jax.Array) -> jax.Array:

@@ -22,8 +22,8 @@ import numpy as np
 from configs.convert import translates
 from configs.schema import ConfigError
 from model import Head
-from model.generate.cache import empty_cache, row_axis
-from model.generate.decode import bucket, room_for
+from model.generate.cache import empty_cache, rows_of
+from model.generate.decode import bucket, padded, room_for
 from model.transformer import softcap
 
 
@@ -69,11 +69,8 @@ def contrastive_search(
         raise ConfigError("--contrastive is for networks that continue a text; translate with --beams.")
     max_tokens = room_for(config, prompts, max_tokens)
     length_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest = bucket(int(length_B.max()))
-    tokens_BT = np.zeros((len(prompts), longest), np.int32)
-    for tokens_T, prompt in zip(tokens_BT, prompts, strict=True):
-        tokens_T[: len(prompt)] = prompt
-    slots = bucket(longest + max_tokens)
+    tokens_BT = padded(prompts, ends[0])
+    slots = bucket(tokens_BT.shape[1] + max_tokens)
     cache = empty_cache(config, len(prompts), slots)
     texts = _read(module, candidates, slots, params, cache, tokens_BT, length_B)
     settings = jnp.array(ends, jnp.int32), jnp.float32(alpha), jnp.int32(max_tokens)
@@ -104,7 +101,7 @@ def _read(
     said_BSD = jnp.zeros((B, slots, hidden_BTD.shape[-1]), jnp.float32)
     said_BSD = said_BSD.at[:, :T].set(jnp.where(real_BT[:, :, None], _unit(hidden_BTD), 0.0))
     return _Texts(
-        cache=_rows(variables["cache"], jnp.repeat(jnp.arange(B), candidates)),
+        cache=rows_of(variables["cache"], jnp.repeat(jnp.arange(B), candidates)),
         logits_BV=_logits(module, params, last_B1D)[:, 0],
         said_BSD=said_BSD,
         position_B=length_B,
@@ -146,7 +143,7 @@ def _search(
         token_B = jnp.where(texts.done_B, ends_E[0], token_B)
         return dataclasses.replace(
             texts,
-            cache=_rows(variables["cache"], jnp.repeat(taken_B, candidates)),
+            cache=rows_of(variables["cache"], jnp.repeat(taken_B, candidates)),
             logits_BV=_logits(module, params, hidden_R1D[taken_B])[:, 0],
             said_BSD=texts.said_BSD.at[row_B, texts.position_B].set(unit_BKD[row_B, best_B]),
             position_B=texts.position_B + 1,
@@ -167,8 +164,3 @@ def _logits(module: Any, params: Any, hidden_BTD: jax.Array) -> jax.Array:
 def _unit(hidden_BTD: jax.Array) -> jax.Array:
     hidden_BTD = hidden_BTD.astype(jnp.float32)
     return hidden_BTD / jnp.maximum(jnp.linalg.norm(hidden_BTD, axis=-1, keepdims=True), 1e-12)
-
-
-def _rows(cache: Any, rows_R: jax.Array) -> Any:
-    """A cache made of these rows."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.take(leaf, rows_R, row_axis(path)), cache)

@@ -98,6 +98,11 @@ class Rows:
         )
 
 
+def place_keys(seed_B: jax.Array, position_B: jax.Array) -> jax.Array:
+    """A key per row for a place in its text: of its own seed, so that no row depends on its neighbours."""
+    return jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(seed_B, position_B)
+
+
 def shared_by_rows(rows: Rows) -> Rows:
     """Tell the compiler that each device has rows of its own, with the whole vocabulary; outside of a mesh, nothing."""
     return jax.tree.map(lambda x: constrain(x, "rows", *["width"] * (x.ndim - 1)), rows)
@@ -206,10 +211,10 @@ def prefill(
     source, source_slots = None, 0
     if sources is not None:
         check_length(module.config, max(map(len, sources)))
-        source = Source.of(jnp.asarray(_padded(sources, end)), jnp.array([len(ids) for ids in sources], jnp.int32))
+        source = Source.of(jnp.asarray(padded(sources, end)), jnp.array([len(ids) for ids in sources], jnp.int32))
         source_slots = source.tokens_BS.shape[1]
     cache = empty_cache(module.config, len(prompts), bucket(int(lengths_B.max()) + max_tokens), source_slots)
-    return _prefill(module, params, cache, _padded(prompts, end), lengths_B, source)
+    return _prefill(module, params, cache, padded(prompts, end), lengths_B, source)
 
 
 def bucket(length: int) -> int:
@@ -217,7 +222,8 @@ def bucket(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
-def _padded(rows: Sequence[Sequence[int]], end: int) -> np.ndarray:
+def padded(rows: Sequence[Sequence[int]], end: int) -> np.ndarray:
+    """Rows of tokens as one array, [B,T] int32, filled up with `end` to a size that things are compiled for."""
     tokens_BT = np.full((len(rows), bucket(max(map(len, rows)))), end, np.int32)
     for tokens_T, row in zip(tokens_BT, rows, strict=True):
         tokens_T[: len(row)] = row
@@ -261,10 +267,14 @@ def decode_chunk(
     def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
         rows = state.rows
         logprobs_BV = jax.nn.log_softmax(rows.logits_BV)
-        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
-            rows.seed_B, rows.position_B
+        token_B = choose(
+            rows.logits_BV,
+            place_keys(rows.seed_B, rows.position_B),
+            rows.choice,
+            rows.history,
+            rows.written_B,
+            allowed_BW,
         )
-        token_B = choose(rows.logits_BV, keys_B, rows.choice, rows.history, rows.written_B, allowed_BW)
         token_B = jnp.where(rows.done_B, jnp.maximum(rows.ends_BE[:, 0], 0), token_B)
         logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
         top_logprobs_BK, top_tokens_BK = _likeliest(logprobs_BV, top, rows.top_B)

@@ -27,6 +27,7 @@ import numpy as np
 from configs.convert import check_length, fills_in, longest_text, translates
 from configs.schema import ConfigError
 from model.generate.cache import empty_cache, spread
+from model.generate.choose import likeliest
 from model.generate.decode import Rows, State, Written, decode_chunk, shared_by_rows
 from model.generate.grammar import Grammars, Matcher, masks
 from model.generate.requests import EngineStats, Event, Request, Token
@@ -301,8 +302,7 @@ class Engine:
             text.prompt.append(Token(text.request.tokens[0], float("nan")))
         following = text.request.tokens[text.read + 1 : text.read + 1 + len(logprobs_CV)]
         for token, logprobs_V in zip(following, logprobs_CV, strict=False):
-            likeliest = np.argsort(-logprobs_V, kind="stable")[: text.request.top]
-            top = tuple((int(other), float(logprobs_V[other])) for other in likeliest)
+            top = tuple((int(other), float(logprobs_V[other])) for other in likeliest(logprobs_V, text.request.top))
             text.prompt.append(Token(token, float(logprobs_V[token]), top))
 
     def _collect(self, written: Written) -> list[Event]:
@@ -320,8 +320,8 @@ class Engine:
                 if text.matcher:
                     text.matcher.take(id)
                 finish = "end" if id in request.ends else "length" if text.written == text.limit else ""
-                likeliest = zip(top_BCK[slot, place], top_logprobs_BCK[slot, place], strict=True)
-                top = tuple((int(other), float(logprob)) for other, logprob in list(likeliest)[: request.top])
+                found = (array[slot, place, : request.top] for array in (top_BCK, top_logprobs_BCK))
+                top = tuple((int(other), float(logprob)) for other, logprob in zip(*found, strict=True))
                 tokens.append(Token(id, float(logprobs_BC[slot, place]), top, finish))
                 if finish:
                     self._slots[slot] = None

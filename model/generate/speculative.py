@@ -25,7 +25,7 @@ import numpy as np
 from configs.convert import is_recurrent
 from configs.schema import ConfigError
 from model.generate.choose import Choice, History, Sampling, adjust, draw, filter_logits
-from model.generate.decode import Chunk, Rows, bucket, prefill, room_for
+from model.generate.decode import Chunk, Rows, bucket, place_keys, prefill, room_for
 
 ROUNDS = 4  # Of guessing and reading per call of the compiled loop.
 GRAM = 3  # The most tokens that are looked for in the text so far.
@@ -229,13 +229,10 @@ def _draft(draft: Any, count: int, params: Any, state: Progress) -> tuple[jax.Ar
 
 def distribution(logits_BV: jax.Array, choice: Choice, history: History, place_B: jax.Array) -> jax.Array:
     """The probabilities [B,V] with which `choose` takes a token; of a greedy row, 1 and zeros."""
-    V, F = logits_BV.shape[-1], choice.forced_BF.shape[1]
     logits_BV = adjust(logits_BV, choice, history)
-    certain_B = jnp.argmax(logits_BV, axis=-1)
-    at_B1 = jnp.minimum(place_B, F - 1)[:, None]
-    forced_B = jnp.take_along_axis(jnp.asarray(choice.forced_BF), at_B1, axis=1)[:, 0]
-    is_forced_B = (forced_B >= 0) & (place_B < F)
-    certain_BV = jax.nn.one_hot(jnp.where(is_forced_B, forced_B, certain_B), V)
+    forced_B, is_forced_B = choice.forced_at(place_B)
+    certain_B = jnp.where(is_forced_B, forced_B, jnp.argmax(logits_BV, axis=-1))
+    certain_BV = jax.nn.one_hot(certain_B, logits_BV.shape[-1])
     draws_B = jnp.asarray(choice.temperature_B > 0) & ~is_forced_B
     return jax.lax.cond(
         jnp.any(draws_B),
@@ -246,11 +243,8 @@ def distribution(logits_BV: jax.Array, choice: Choice, history: History, place_B
 
 def _keys(rows: Rows, number: jax.Array, purpose: int) -> jax.Array:
     """A key per row for the place that lies `number` tokens behind its text."""
-
-    def one(seed: jax.Array, position: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), position), purpose)
-
-    return jax.vmap(one)(rows.seed_B, rows.position_B + number)
+    keys_B = place_keys(rows.seed_B, rows.position_B + number)
+    return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys_B)
 
 
 def _settle(state: Progress, logits_BTV: jax.Array, guess_BT: jax.Array, shares: jax.Array | None) -> Progress:
