@@ -77,14 +77,13 @@ def _legacy(token: Named | Placed) -> str:
     return token.text
 
 
-def _completion(head: Head, pieces: Sequence[Piece], told: bool, usage: answers.Usage) -> answers.Completion:
+def _completion(head: Head, pieces: Sequence[Piece], told: bool, usage: answers.Usage | None) -> answers.Completion:
     choices = [_completion_choice(piece, told) for piece in pieces]
     return answers.Completion(**head.to_dict(), choices=choices, usage=usage)
 
 
 def _completion_event(head: Head, piece: Piece | None, told: bool, usage: answers.Usage | None) -> answers.Completion:
-    choices = [] if piece is None else [_completion_choice(piece, told)]
-    return answers.Completion(**head.to_dict(), choices=choices, usage=usage)
+    return _completion(head, [] if piece is None else [piece], told, usage)
 
 
 def _chat_logprobs(piece: Piece, told: bool) -> answers.ChatLogprobs | None:
