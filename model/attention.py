@@ -21,7 +21,7 @@ from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
 from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain
-from model.lens.places import recording, tap
+from model.lens.places import edited, looked_at, recording, tap
 from model.masks import Sight
 from model.remat import ATTENTION
 from model.sharding import platform
@@ -63,7 +63,7 @@ class Attention(nn.Module):
             key_BSKH = positions.rotate(key_BSKH, rotation)
         known = remember(self, {"key": key_BSKH, "value": value_BSKH}, places)
         read_BTNH = read(self, query_BTNH, known["key"], known["value"], places, window)
-        return output(config, tap(self, "heads", read_BTNH))
+        return output(self, read_BTNH)
 
 
 class CrossAttention(nn.Module):
@@ -87,7 +87,7 @@ class CrossAttention(nn.Module):
         assert places.source_sight is not None
         places = dataclasses.replace(places, sight=places.source_sight, bias_BNTS=None, slopes_N=None)
         read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window=None)
-        return output(self.config, tap(self, "heads", read_BTNH))
+        return output(self, read_BTNH)
 
 
 def remember(module: nn.Module, new: dict[str, jax.Array], places: Places) -> dict[str, jax.Array]:
@@ -196,7 +196,16 @@ def read(
     return checkpoint_name(read_BTNH, ATTENTION)
 
 
-def output(config: Config, read_BTNH: jax.Array) -> jax.Array:
-    """What the heads read, mixed into the residual stream, [B,T,D]."""
-    heads = read_BTNH.shape[2:]
-    return Linear(config, heads, (config.model.width,), gain=residual_gain(config), name="output")(read_BTNH)
+def output(module: nn.Module, read_BTNH: jax.Array) -> jax.Array:
+    """What the heads read, mixed into the residual stream, [B,T,D]; to be called in the compact method of a layer."""
+    config: Config = module.config  # type: ignore[attr-defined]
+    read_BTNH = tap(module, "heads", read_BTNH)
+    N, H = read_BTNH.shape[2:]
+    mix = Linear(config, (N, H), (config.model.width,), gain=residual_gain(config), name="output")
+    if not looked_at(module, "out_per_head"):
+        return mix(read_BTNH)
+    # Each head by itself: N rows for each token, all but one head's part of each 0.
+    alone_BTNNH = read_BTNH[:, :, None] * jnp.eye(N, dtype=read_BTNH.dtype)[None, None, :, :, None]
+    bias_BTD = mix(jnp.zeros_like(read_BTNH))
+    wrote_BTND = tap(module, "out_per_head", mix(alone_BTNNH) - bias_BTD[:, :, None])
+    return bias_BTD + jnp.sum(wrote_BTND, axis=2) if edited(module, "out_per_head") else mix(read_BTNH)

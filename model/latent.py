@@ -20,7 +20,6 @@ from configs.schema import Config
 from model import positions
 from model.attention import Places, output, read, remember, rotation_of
 from model.layers import Linear, Norm
-from model.lens.places import tap
 
 
 class LatentAttention(nn.Module):
@@ -60,7 +59,7 @@ class LatentAttention(nn.Module):
         read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window, scale)
         if absorbs:
             read_BTNH = jnp.einsum("BTNR,RNH->BTNH", read_BTNH, value_RNH)
-        return output(config, tap(self, "heads", read_BTNH))
+        return output(self, read_BTNH)
 
     def query(self, x_BTD: jax.Array, heads: int, width: int) -> jax.Array:
         """What each token asks, [B,T,N,width], from the token or from a latent of it."""

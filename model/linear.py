@@ -48,7 +48,7 @@ class LinearAttention(nn.Module):
             weights_BNTS = chunks.linear_weights(query_BTNH, key_BTNH, begins_BT)
             tap(self, "weights", weights_BNTS / _divisor(jnp.sum(weights_BNTS, axis=-1, keepdims=True)))
         read_BTNH = read_BTNV[..., :-1] / _divisor(read_BTNV[..., -1:])
-        return output(config, tap(self, "heads", read_BTNH.astype(x_BTD.dtype)))
+        return output(self, read_BTNH.astype(x_BTD.dtype))
 
 
 class DeltaAttention(nn.Module):
@@ -90,7 +90,7 @@ class DeltaAttention(nn.Module):
             tap(self, "weights", chunks.delta_weights(query_BTNH, key_BTNH, strength_BTN, log_decay_BTN, begins_BT))
         gate_BTNH = Linear(config, (model.width,), (N, H), name="output_gate")(x_BTD)
         read_BTNH = Norm(config, "rms", name="read_norm")(read_BTNH) * nn.silu(gate_BTNH.astype(jnp.float32))
-        return output(config, tap(self, "heads", read_BTNH.astype(x_BTD.dtype)))
+        return output(self, read_BTNH.astype(x_BTD.dtype))
 
 
 class Decay(nn.Module):

@@ -87,6 +87,7 @@ class Block(nn.Module):
         y_BTD = layer(constrain(y_BTD, "batch", "length", "width"))
         if model.norm_position in ("both", "output"):
             y_BTD = Norm(self.config, model.norm, name=f"{name}_post_norm")(y_BTD)
+        y_BTD = tap(self, f"added/{name}", y_BTD)
         x_BTD = x_BTD + Dropout(model.dropout, self.deterministic)(y_BTD, places.rows_B)
         if model.norm_position == "post":
             x_BTD = Norm(self.config, model.norm, name=f"{name}_norm")(x_BTD)

@@ -7,7 +7,10 @@ program.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,10 +22,33 @@ INTERMEDIATES = "intermediates"
 EDITS = "edits"
 
 RESIDUAL = tuple(f"layers/residual/{where}" for where in ("before", "middle", "after"))
+ADDED = tuple(f"layers/added/{which}" for which in ("attention", "cross_attention", "feed_forward"))
 HEADS = ("layers/attention/heads", "layers/cross_attention/heads")
+OUT_PER_HEAD = ("layers/attention/out_per_head", "layers/cross_attention/out_per_head")
 # What an edit can change; in a network that translates, the encoder has the same places under `encoder/`.
-EDITABLE = (*RESIDUAL, *HEADS)
+EDITABLE = (*RESIDUAL, *ADDED, *HEADS, *OUT_PER_HEAD)
 _MODULES = ("encoder", "layers", "attention", "cross_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be recorded; nothing else is then computed for it."""
+
+    what: frozenset[str]
+    positions: tuple[int, ...] | None = None  # Of which tokens of the text; None is all.
+
+
+_ASKED: contextvars.ContextVar[Asked | None] = contextvars.ContextVar("asked", default=None)
+
+
+@contextlib.contextmanager
+def asking(asked: Asked) -> Iterator[None]:
+    """While a network is traced in this context, it records what is asked for alone; by default everything."""
+    token = _ASKED.set(asked)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
 
 
 @flax.struct.dataclass
@@ -72,14 +98,46 @@ def recording(module: nn.Module) -> bool:
     return module.is_mutable_collection(INTERMEDIATES)
 
 
+def recorded(module: nn.Module, name: str) -> bool:
+    """Whether somebody asked for this place."""
+    asked = _ASKED.get()
+    return recording(module) and (asked is None or _path(module, name) in asked.what)
+
+
+def edited(module: nn.Module, name: str) -> bool:
+    """Whether somebody changes this place."""
+    return module.has_variable(EDITS, name)
+
+
+def looked_at(module: nn.Module, name: str) -> bool:
+    """Whether somebody asked for this place, or changes it: else it need not be computed."""
+    return recorded(module, name) or edited(module, name)
+
+
 def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
     """The value to go on with: `value`, or what an edit of the module's path and `name` makes of it.
 
     It is recorded, if somebody asked. A caller that does not go on with it cannot be edited: see `EDITABLE`.
     """
-    if module.has_variable(EDITS, name):
+    if edited(module, name):
         edit: Edit = module.get_variable(EDITS, name)
         value = value * edit.keep.astype(value.dtype) + edit.add.astype(value.dtype)
-    if recording(module):
-        module.put_variable(INTERMEDIATES, name, value)
+    if recorded(module, name):
+        module.put_variable(
+            INTERMEDIATES, name, _reduced(name, value, encoder=_path(module, name).startswith("encoder"))
+        )
     return value
+
+
+def _path(module: nn.Module, name: str) -> str:
+    assert module.scope is not None
+    return "/".join((*module.scope.path, name))
+
+
+def _reduced(name: str, value: jax.Array, encoder: bool) -> jax.Array:
+    """What is kept of a value, of which [B,T,...] is the form, and [...,T,S] that of weights and scores."""
+    asked = _ASKED.get()
+    if asked is None or asked.positions is None or encoder:
+        return value
+    axis = value.ndim - 2 if name.endswith(("weights", "scores")) else 1
+    return jnp.take(value, jnp.array(asked.positions), axis=axis)

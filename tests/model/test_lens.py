@@ -18,6 +18,9 @@ PLACES = {
     "layers/residual/before": (3, 2, 7, 16),
     "layers/residual/middle": (3, 2, 7, 16),
     "layers/residual/after": (3, 2, 7, 16),
+    "layers/attention/out_per_head": (3, 2, 7, 4, 16),
+    "layers/added/attention": (3, 2, 7, 16),
+    "layers/added/feed_forward": (3, 2, 7, 16),
     "final": (2, 7, 16),
 }
 TOKENS_BT = random_tokens(2, 7)
