@@ -100,6 +100,23 @@ def check(config: Config) -> Config:
     return config
 
 
+def check_value(name: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a value that its field does not allow, whatever the others are.
+
+    Raises:
+      ConfigError: names the flag, the value and what would be valid.
+    """
+    choices, at_least = field.metadata.get("choices"), field.metadata.get("at_least")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--{name}={value} is not one of {', '.join(choices)}.{hint}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"--{name}={value} is not a finite number.")
+    if at_least is not None and value < at_least:
+        raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
+
+
 def check_network(config: Config) -> Config:
     """Return `config` if its network can be built, whether or not it says what to train it on.
 
@@ -107,15 +124,7 @@ def check_network(config: Config) -> Config:
       ConfigError: a value outside its choices or range, or two settings that contradict each other.
     """
     for name, field, value in leaves(config):
-        choices, at_least = field.metadata.get("choices"), field.metadata.get("at_least")
-        if choices and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"--{name}={value} is not one of {', '.join(choices)}.{hint}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{name}={value} is not a finite number.")
-        if at_least is not None and value < at_least:
-            raise ConfigError(f"--{name}={value} is too small: it must be at least {at_least:g}.")
+        check_value(name, field, value)
     if config.model.dropout >= 1:
         raise ConfigError(f"--model.dropout={config.model.dropout} would drop everything: it must be below 1.")
     _check_remat(config.model.remat)

@@ -13,7 +13,8 @@ from configs.presets import PRESETS, preset
 from configs.schema import Config, ConfigError
 
 FLAGS = flags.FLAGS
-_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+# By the type of a setting.
+DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
 def load(name: str) -> Config:
@@ -51,7 +52,7 @@ def define(
     for name, field, value in leaves(config):
         choices = field.metadata.get("choices")
         help_line = field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
-        _DEFINE[type(value)](name, value, help_line)
+        DEFINE[type(value)](name, value, help_line)
 
 
 def _value_in(argv: Sequence[str], flag: str, default: str) -> str:

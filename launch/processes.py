@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, are one run: they find each other, and they end together.
 
-A cluster says by itself how many there are (a TPU pod, Slurm, Open MPI), or three flags do. Process 0 is the
-coordinator: the others connect to it (launch/control.py), and JAX's own service runs there.
+A cluster says by itself how many there are (a TPU pod, Slurm, Open MPI), or three flags or environment variables do.
+Process 0 is the coordinator: the others connect to it (launch/control.py), and JAX's own service runs there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from configs.schema import ConfigError
 from launch.control import Control, ProcessError, relay
 
 FLAGS = flags.FLAGS
-BY_HAND = ("coordinator", "num_processes", "process_id")
+# Flags, and the environment variables that say the same where none of the flags is given.
+BY_HAND = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID",
+}  # fmt: skip
 _joined: Control | None = None
 
 
@@ -40,7 +43,7 @@ def define() -> None:
     """The flags that say which process of how many this is."""
     flags.DEFINE_enum(
         "distributed", "auto", ["auto", "on", "off"],
-        "Several processes: auto asks the cluster (a TPU pod, Slurm, Open MPI) how many there are; on insists on more "
+        "Several processes: auto asks the environment or the cluster (a TPU pod, Slurm, Open MPI); on insists on more "
         "than one; off is a process by itself.",
     )  # fmt: skip
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, which all others can reach; where no cluster says.")
@@ -70,13 +73,16 @@ def find_place() -> Place | None:
     Raises:
       ConfigError: flags that are missing or contradict each other.
     """
-    given = [name for name in BY_HAND if FLAGS[name].value != FLAGS[name].default]
+    said = {f"--{name}": str(FLAGS[name].value) for name in BY_HAND if FLAGS[name].value != FLAGS[name].default}
     if FLAGS.distributed == "off":
-        if given:
-            raise ConfigError(f"--distributed=off contradicts --{given[0]}={FLAGS[given[0]].value}: leave out one.")
+        if said:
+            flag, value = next(iter(said.items()))
+            raise ConfigError(f"--distributed=off contradicts {flag}={value}: leave out one.")
         return None
-    if given:
-        return _by_hand(given)
+    if said:
+        return _by_hand(said, [f"--{name}" for name in BY_HAND])
+    if said := {name: os.environ[name] for name in BY_HAND.values() if os.environ.get(name)}:
+        return _by_hand(said, [*BY_HAND.values()])
     found = _of_cluster()
     if found is None and FLAGS.distributed == "on":
         raise ConfigError(
@@ -86,19 +92,20 @@ def find_place() -> Place | None:
     return found
 
 
-def _by_hand(given: list[str]) -> Place | None:
-    missing = [f"--{name}" for name in BY_HAND if name not in given]
-    if missing:
-        raise ConfigError(f"--{given[0]}={FLAGS[given[0]].value} needs {' and '.join(missing)} as well.")
-    host, colon, port = FLAGS.coordinator.rpartition(":")
+def _by_hand(said: dict[str, str], names: list[str]) -> Place | None:
+    """The place that three flags or variables say; `names` are those of the coordinator, the count and the number."""
+    first = next(iter(said))
+    if missing := [name for name in names if name not in said]:
+        raise ConfigError(f"{first}={said[first]} needs {' and '.join(missing)} as well.")
+    (at, address), (of, count), (which, process) = ((name, said[name]) for name in names)
+    host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65_536):
-        raise ConfigError(f"--coordinator={FLAGS.coordinator} is not HOST:PORT, such as 10.0.0.1:8476.")
-    count, process = FLAGS.num_processes, FLAGS.process_id
-    if count < 1:
-        raise ConfigError(f"--num_processes={count}: there is at least one.")
-    if not 0 <= process < count:
-        raise ConfigError(f"--process_id={process} is none of the --num_processes={count}: 0 to {count - 1}.")
-    return Place(host, int(port), count, process) if count > 1 else None
+        raise ConfigError(f"{at}={address} is not HOST:PORT, such as 10.0.0.1:8476.")
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"{of}={count}: a number is needed, at least 1.")
+    if not process.isdecimal() or int(process) >= int(count):
+        raise ConfigError(f"{which}={process} is none of the {of}={count}: 0 to {int(count) - 1}.")
+    return Place(host, int(port), int(count), int(process)) if int(count) > 1 else None
 
 
 def _of_cluster() -> Place | None:

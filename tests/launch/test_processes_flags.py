@@ -45,6 +45,23 @@ def test_three_flags_say_it_by_hand(place):
     assert place("--coordinator=here:1", "--num_processes=1", "--process_id=0") is None
 
 
+SAID = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+
+
+def test_three_environment_variables_say_it_before_any_cluster_does(place, monkeypatch):
+    for name, value in {**SLURM, **SAID}.items():
+        monkeypatch.setenv(name, value)
+    assert place() == place("--distributed=on") == Place("10.0.0.1", 8476, 4, 3)
+    assert place("--distributed=off") is None
+    assert place("--coordinator=here:1", "--num_processes=2", "--process_id=1") == Place("here", 1, 2, 1)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    with pytest.raises(ConfigError, match="JAX_PROCESS_ID=3 is none of the JAX_NUM_PROCESSES=3: 0 to 2"):
+        place()
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    with pytest.raises(ConfigError, match=r"JAX_COORDINATOR_ADDRESS=10.0.0.1:8476 needs JAX_NUM_PROCESSES as well"):
+        place()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,0 +1,130 @@
+"""Slurm: one batch script, which starts one process per machine and queues itself again when they have saved.
+
+What the script guards against, each met on a real scheduler: a batch shell that dies of the signal meant for the
+training makes the job FAILED rather than queued again; JAX dials the first machine by its name, and a name that does
+not resolve is a silent wait; and a job that is cancelled while it saves would ask to be started again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.schema import Config, ConfigError
+from launch.clusters.job import PROGRAM, ROOT, Job, Request, State, ask, reach, tail
+
+READS = ("nodes", "gpus", "partition", "account", "time")
+FILE = "job.sh"
+POLL = 5.0  # Seconds between two questions to the scheduler.
+SCRIPT = """\
+#!/bin/bash
+{options}
+trap '' TERM  # It is for the training, which saves; this shell has to outlive it.
+trap 'cancelled=1' USR1
+export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} JAX_PLATFORMS={platforms}
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+if ! getent hosts "$first" >/dev/null; then
+  echo "launch.submit: the name of the first machine, $first, does not resolve here: it has to be in DNS." >&2
+  exit 1
+fi
+
+failures=0
+while true; do
+  srun --wait={grace} {command}
+  status=$?
+  if [ -n "$cancelled" ] || [ $status = 0 ] || [ $status = 2 ]; then
+    exit $status
+  elif [ $status = 75 ]; then
+    echo "launch.submit: saved; queued again" >&2
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    exit $status
+  fi
+  failures=$((failures + 1))
+  if [ $failures -gt {max_restarts} ]; then
+    exit $status
+  fi
+  echo "launch.submit: exit status $status, failed $failures of at most {max_restarts} times; starting again" >&2
+done
+"""
+STATES = {
+    "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting",
+    "SPECIAL_EXIT": "waiting", "SUSPENDED": "waiting", "RUNNING": "running", "COMPLETING": "running",
+    "PREEMPTED": "running", "COMPLETED": "done", "CANCELLED": "saved",
+}  # fmt: skip
+
+
+def run_folder(request: Request, asked: str) -> str:
+    """Where the run is, as its machines see it, which share a file system with this one."""
+    return str(Path(asked).absolute())
+
+
+def check(job: Job, config: Config) -> None:
+    """Refuses what would not run.
+
+    Raises:
+      ConfigError: the mesh does not fit on the devices, or the run folder cannot be made.
+    """
+    from launch.clusters.fitting import check_devices
+
+    check_devices(config, job.request.nodes, job.request.gpus or 1)
+    reach(Path(job.run))
+
+
+def render(job: Job) -> str:
+    """The batch script."""
+    asked = job.request
+    options = {
+        "job-name": job.name, "nodes": asked.nodes, "ntasks-per-node": 1, "gpus-per-node": asked.gpus,
+        "partition": asked.partition, "account": asked.account, "time": asked.time,
+        "signal": f"TERM@{asked.grace}",  # To the training alone, so long before the time is over.
+        "chdir": job.directory, "output": log(job), "open-mode": "append",
+    }  # fmt: skip
+    lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items() if value]
+    return SCRIPT.format(
+        options="\n".join([*lines, "#SBATCH --requeue"]), root=shlex.quote(str(ROOT)),
+        platforms="cuda,cpu" if asked.gpus else "cpu", grace=asked.grace, max_restarts=asked.max_restarts,
+        command=shlex.join([sys.executable, "-m", PROGRAM, *job.arguments]),
+    )  # fmt: skip
+
+
+def log(job: Job) -> Path:
+    """Where the job writes what it says."""
+    return Path(job.run) / "slurm.log"
+
+
+def submit(job: Job, file: Path) -> str:
+    """Submits the script; returns the job's number."""
+    return ask("sbatch", "--parsable", str(file)).partition(";")[0]
+
+
+def state(job: Job, identity: str) -> State:
+    """How the run is doing, by the scheduler that holds it or, later, by its accounting."""
+    try:
+        shown = ask("scontrol", "show", "job", "--oneliner", identity)
+        facts: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in shown.split())}
+        what, detail = facts["JobState"], f"restarts {facts.get('Restarts', '0')}, exit {facts.get('ExitCode', '')}"
+    except ConfigError:
+        what = ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={identity}")
+        what, detail = (what or "unknown").split()[0], ""
+    return State(STATES.get(what, "failed" if what != "unknown" else what), f"{what} {detail}".strip())
+
+
+def follow(job: Job, identity: str) -> Iterator[str]:
+    """What the job says, until it has ended."""
+    return tail(log(job), lambda: state(job, identity), POLL)
+
+
+def cancel(job: Job, identity: str) -> str:
+    """Asks the training to save and to end; what a person is told."""
+    what = state(job, identity).what
+    if what == "waiting":
+        ask("scancel", identity)
+        return "It had not begun, or not begun again."
+    if what != "running":
+        return "It has ended already."
+    ask("scancel", "--batch", "--signal=USR1", identity)  # So that the script does not queue itself again.
+    ask("scancel", "--signal=TERM", identity)
+    return "It saves and ends."
