@@ -17,6 +17,9 @@ LORA_TARGETS = ("query", "key", "value", "output", "up", "gate", "down", "latent
 LAYER_RESULTS = (*LORA_TARGETS, "beta", "output_gate", "router", "gates", "attention")
 REMAT_POLICIES = ("none", "dots", "minimal", "qkv", "full", "offload")
 
+# Sources of rows that are made up as they are needed, for networks that predict what comes next.
+TASKS = ("induction", "recall", "copy")
+
 # What kernels cannot do: by which setting it is asked for, and whether a value of it does.
 KERNELS_WITHOUT: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
     (("fused",), "attention_softcap", bool, "soft-cap"),
@@ -207,6 +210,11 @@ def _check_attention(config: Config) -> None:
         )
     if not 0 < model.rope_fraction <= 1:
         raise ConfigError(f"--model.rope_fraction={model.rope_fraction} must be above 0 and at most 1.")
+    if model.num_experts and not model.feed_forward:
+        raise ConfigError(
+            f"--model.num_experts={model.num_experts} are feed-forward layers, and --model.feed_forward=false "
+            f"has none: change one."
+        )
     if 0 < model.num_experts < model.experts_per_token:
         raise ConfigError(
             f"--model.experts_per_token={model.experts_per_token} is more than --model.num_experts={model.num_experts}."
@@ -381,6 +389,11 @@ def translates(config: Config) -> bool:
 def fills_in(config: Config) -> bool:
     """Whether the run learns to fill in masked tokens (and pronouns), rather than what comes next."""
     return config.model.network == "encoder" or config.data.source == "coreference"
+
+
+def is_made_up(data: Data) -> bool:
+    """Whether what is read are examples of a task, one in each row, of which only some words are to be predicted."""
+    return data.source.partition(":")[0] in TASKS
 
 
 def is_recurrent(config: Config) -> bool:

@@ -93,6 +93,64 @@ def coreference() -> Config:
     )
 
 
+def induction() -> Config:
+    """Two layers of attention alone learn to go on with what repeats itself: `--config=induction`.
+
+    Half a minute on two cores. All at once, between two of the checkpoints that are kept every 50 steps, heads of the
+    second layer find the word behind the last occurrence of this one, by what heads of the first have noted there.
+    """
+    return Config(
+        name="induction",
+        model=Model(num_layers=2, width=64, num_heads=4, attention="mha", feed_forward=False),
+        tokenizer=Tokenizer(source="words"),
+        data=Data(source="induction", length=64),
+        optimizer=Optimizer(learning_rate=3e-3, warmup_steps=50, weight_decay=0.0),
+        train=Train(
+            steps=800,
+            batch_size=32,
+            eval_every=100,
+            checkpoint_every=50,
+            keep=16,
+            sample_every=400,
+            sample_prompt=" ba de fi go hu ja ke li ba de",
+            sample_tokens=16,
+        ),
+    )
+
+
+def recall() -> Config:
+    """Which value stood behind this key, of 8? `uv run -m launch.train --config=recall`.
+
+    Half a minute on two cores. `--model.network=lstm --model.width=80 --run=runs/recall_lstm` trains an LSTM, which has
+    to keep all of them in a state of fixed size; `--data.source=recall:4` has half as many pairs.
+    """
+    base = induction()
+    return dataclasses.replace(
+        base,
+        name="recall",
+        data=Data(source="recall:8", length=96),
+        train=dataclasses.replace(base.train, keep=2, checkpoint_every=250, sample_prompt=" ba 1 de 2 ba"),
+    )
+
+
+def reversal() -> Config:
+    """An encoder-decoder that writes words down backwards: its alignment is known; `--config=reversal`.
+
+    A minute on two cores.
+    """
+    base = translate()
+    return dataclasses.replace(
+        base,
+        name="reversal",
+        model=dataclasses.replace(base.model, num_layers=2, width=64, dropout=0.0),
+        tokenizer=Tokenizer(source="words"),
+        data=Data(source="reversal", languages="forwards-backwards", length=32, source_length=32),
+        train=dataclasses.replace(
+            base.train, steps=600, label_smoothing=0.0, eval_every=300, checkpoint_every=300, score_sentences=64
+        ),
+    )
+
+
 def translate() -> Config:
     """English to German on 2 cores, in under 25 minutes: `uv run -m launch.train --config=translate`.
 
@@ -266,7 +324,8 @@ def _llama(name: str, shape: Model) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
     for preset in (
-        quickstart, smoke, lstm, experts, encoder, coreference, translate, translate_lstm, finetune, gpt2_small,
+        quickstart, smoke, lstm, experts, encoder, coreference, induction, recall, reversal, translate, translate_lstm,
+        finetune, gpt2_small,
         llama3_8b, llama2_7b, llama2_70b, llama_16b, llama_32b,
     )
 }  # fmt: skip

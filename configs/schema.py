@@ -126,6 +126,9 @@ class Model:
         "Normalize queries and keys (RMS), which keeps scores bounded: each head's by itself, or all heads' together.",
         ("none", "head", "all"),
     )
+    feed_forward: bool = setting(
+        True, "Layers have a feed-forward layer behind attention; without it they are attention alone."
+    )
     activation: str = setting(
         "silu",
         "Non-linearity of the feed-forward layer (relu2 is relu squared; gelu is the usual approximation by tanh).",
@@ -233,7 +236,8 @@ class Data:
     source: str = setting(
         "stdlib",
         "stdlib: the running Python's own standard library; tfds:NAME[/CONFIG][:SPLIT]; text:GLOB; jsonl:GLOB; "
-        "pairs to translate: tsv:FILE, libreoffice[:FOLDER of .deb files], tfds; generated sentences: coreference.",
+        "pairs to translate: tsv:FILE, libreoffice[:FOLDER of .deb files], tfds; generated sentences: coreference; "
+        "tasks that are made up: induction, recall[:PAIRS], copy[:DISTANCE] and, with languages, reversal.",
     )
     languages: str = setting("", "Pairs to translate: from-to, such as en-zh; empty for text.")
     field: str = setting("text", "Which field holds the text in jsonl records and in TFDS examples.")

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any, TextIO
 
-from configs.convert import fills_in, longest_text, to_dict, translates
+from configs.convert import fills_in, is_made_up, longest_text, to_dict, translates
 from configs.schema import Config
 from launch.look import count, look_at, read_ids, shown_pair
 from launch.translations import held_out_translations, tell
@@ -61,7 +61,7 @@ def write_report(run: Run, command: str, terminal: TextIO) -> Path:
         data=run.corpus.description + _evaluated_on(config),
         metrics=metrics,
         samples=_lines(run.folder / "samples.jsonl"),
-        baselines={} if translations or fills_in(config) else _baselines(run),
+        baselines={} if translations or fills_in(config) or is_made_up(config.data) else _baselines(run),
         bits_per_byte=evaluations[-1]["eval/bits_per_byte"] if evaluations else math.nan,
         tables=[sample.to_dict() for sample in tables],
         attention_tokens=look.tokens if look else [],

@@ -73,7 +73,7 @@ class Block(nn.Module):
         if config.model.num_experts:
             experts = Experts(config, name="feed_forward")
             x_BTD = self.add(x_BTD, "feed_forward", lambda y_BTD: experts(y_BTD, places.real_BT), places)
-        else:
+        elif config.model.feed_forward:
             x_BTD = self.add(x_BTD, "feed_forward", FeedForward(config, name="feed_forward"), places)
         x_BTD = tap(self, "residual/after", x_BTD)
         return x_BTD, None

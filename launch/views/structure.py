@@ -45,7 +45,8 @@ def _panels(config: Config) -> list[Panel]:
     attention = _attention_panels(config)
     feed = [experts_panel(config)] if config.model.num_experts else []
     if translates(config):
-        return [*attention, *(feed or [feed_forward_panel(config)]), encoder_decoder_panel(config)]
+        feed = feed or [feed_forward_panel(config)] * config.model.feed_forward
+        return [*attention, *feed, encoder_decoder_panel(config)]
     return [*attention, block_panel(config), *feed, stack_panel(config)]
 
 

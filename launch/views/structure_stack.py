@@ -35,8 +35,10 @@ _MAPS = ("up", "gate", "down")
 
 
 def block_panel(config: Config) -> Panel:
-    """One layer: attention, then feed-forward, each added to what entered it."""
-    segments = [sub_layer(config, self_attention(config)), sub_layer(config, *feed_forward(config))]
+    """One layer: attention, then feed-forward if it has any, each added to what entered it."""
+    segments = [sub_layer(config, self_attention(config))]
+    if config.model.feed_forward:
+        segments.append(sub_layer(config, *feed_forward(config)))
 
     def draw(canvas: Canvas, frame: Frame) -> None:
         x, gap = frame.x + 14, gap_of(segments, frame.bottom - frame.top)
@@ -45,7 +47,8 @@ def block_panel(config: Config) -> Panel:
         canvas.line((x, y), (x, frame.top - 6))
         canvas.shape(x, frame.top - 2, f"T × {config.model.width}")
 
-    notes = () if config.model.num_experts else tuple(lora_notes(config, _MAPS))
+    one_for_all = config.model.feed_forward and not config.model.num_experts
+    notes = tuple(lora_notes(config, _MAPS)) if one_for_all else ()
     return Panel("One block", draw, notes=notes, needs=needed(segments))
 
 
@@ -171,9 +174,10 @@ def encoder_decoder_panel(config: Config) -> Panel:
     feed = feed_forward(config)[0] if model.num_experts else Step("Feed-forward", "", LINEAR)
     cross = Step("Cross-attention", f"{model.num_heads} heads, over the source", MIX)
     last = [[norm(config)]] if has_final_norm(config) else []
-    encoder = [from_tokens(config), sub_layer(config, self_attention(config)), sub_layer(config, feed), *last]
+    feeds = [sub_layer(config, feed)] * model.feed_forward
+    encoder = [from_tokens(config), sub_layer(config, self_attention(config)), *feeds, *last]
     decoder = [from_tokens(config), sub_layer(config, self_attention(config, masked=True)), sub_layer(config, cross)]
-    decoder += [sub_layer(config, feed), *last, to_probabilities(config)]
+    decoder += [*feeds, *last, to_probabilities(config)]
     patterns = [layer_windows(config, count) for count in (encoder_layers(config), model.num_layers)]
     notes = ["One table of embeddings for the source and the target" + (" and the output" * model.tied_embeddings)]
     if model.position == "learned":
@@ -185,7 +189,10 @@ def encoder_decoder_panel(config: Config) -> Panel:
         gap = gap_of(decoder, frame.bottom - frame.top)
         left, right = frame.left + 184, frame.right - 184
         start = frame.bottom - sum(step.height + gap for step in decoder[0])
-        frames = [(left, 2, encoder_layers(config), "Encoder", -1), (right, 3, model.num_layers, "Decoder", 1)]
+        frames = [
+            (left, 1 + len(feeds), encoder_layers(config), "Encoder", -1),
+            (right, 2 + len(feeds), model.num_layers, "Decoder", 1),
+        ]
         for x, count, layers, name, side in frames:
             height = sum(step.height + gap for segment in decoder[1 : count + 1] for step in segment)
             repeated(canvas, x, start - gap / 4, height + gap / 8, f"{layers} ×", name, side)

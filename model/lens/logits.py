@@ -57,7 +57,8 @@ def direct_attribution(
     et al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2022, section 3.1): `embedding` [B],
     `heads` [L,N,B], `mlp` [L,B], `attention` [L,B], what an output map's bias adds beside the heads, and `bias` [B],
     those of final norm and output layer; a network that translates has `cross_heads` and `cross_attention` as well.
-    All together sum to `total` [B]: the logit, or where the network caps logits softly, what it caps.
+    A network of attention alone has no `mlp`. All together sum to `total` [B]: the logit, or where the network caps
+    logits softly, what it caps.
 
     It is what a component says to the output, not what would be without it: later layers read it too.
 
@@ -75,7 +76,8 @@ def direct_attribution(
             f"--model.{setting}={getattr(config.model, setting)}: its logits are no sum of what its components write, "
             "so there is nothing to attribute; knock components out instead."
         )
-    places = {name: place for name, place in PLACES.items() if source is not None or "cross" not in name}
+    there = {"mlp": config.model.feed_forward, "cross": source is not None}
+    places = {name: place for name, place in PLACES.items() if there.get(name.partition("_")[0], True)}
     found = record(module, params, tokens_BT, (*places.values(), "layers/residual/after"), source, positions=(at,))
     wrote = {name: found[place] for name, place in places.items()}
     last_BD = found["layers/residual/after"][-1, :, 0]
@@ -115,9 +117,10 @@ def _attribute(
 
     parts = {
         "embedding": written(wrote["embedding"][0, :, 0]),
-        "mlp": written(wrote["mlp"][:, :, 0]),
         "bias": bias_B,
     }
+    if "mlp" in wrote:
+        parts["mlp"] = written(wrote["mlp"][:, :, 0])
     for heads, whole in (("heads", "attention"), ("cross_heads", "cross_attention")):
         if whole in wrote:
             added_LBD = wrote[whole][:, :, 0].astype(jnp.float32)

@@ -354,6 +354,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.norm_epsilon": [(program, {}, [1e-6, 1e-5])],
     "model.qk_norm": [(program, {}, ["none", "head", "all"])],
     "model.activation": [(program, {}, ["gelu", "gelu_exact", "silu", "relu", "relu2"])],
+    "model.feed_forward": [(program, {}, [False, True])],
     "model.gated": [(program, {"model.feed_forward_width": 8}, [False, True])],
     "model.feed_forward_width": [(program, {}, [0, 8])],
     "model.num_experts": [(program, {}, [0, 2, 4])],

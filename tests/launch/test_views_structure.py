@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "linear": {"model.attention": "linear", "model.position": "none"},
     "delta": {"model.attention": "delta", "model.position": "none"},
     "experts": {"model.num_experts": 6},
+    "attention alone": {"model.feed_forward": False},
 }
 
 

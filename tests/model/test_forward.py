@@ -30,6 +30,7 @@ NETWORKS = {
         "position": "alibi", "num_heads": 6, "num_kv_heads": 3, "width": 18, "activation": "relu2", "qk_norm": "head",
         "norm_position": "post",
     },
+    "attention alone": {"attention": "mha", "feed_forward": False},
     "set": {
         "position": "none", "attention_sinks": True, "window": 2, "biases": True, "norm_position": "both",
         "tied_embeddings": False,
@@ -108,7 +109,7 @@ def network(model, p, tokens_BT, positions_BT, segments_BT):
     for layer in range(model.num_layers):
         block = jax.tree.map(lambda stacked, layer=layer: stacked[layer], p["layers"])
         local = model.window_pattern[layer % len(model.window_pattern)] == "L"
-        for name in ("attention", "feed_forward"):
+        for name in ("attention", "feed_forward")[: 1 + model.feed_forward]:
             y = x if model.norm_position == "post" else normalize(model, block[f"{name}_norm"], x, model.norm)
             if name == "attention":
                 y = attention(model, block[name], y, positions_BT, segments_BT, model.window if local else 0)

@@ -31,7 +31,7 @@ def test_the_last_layer_of_the_lens_is_the_logits(settings):
     assert np.abs(lens_LBTV[0] - found["logits"]).max() > 0.1
 
 
-@pytest.mark.parametrize("settings", [GEMMA, {"attention": "latent", "num_experts": 4}])
+@pytest.mark.parametrize("settings", [GEMMA, {"attention": "latent", "num_experts": 4}, {"feed_forward": False}])
 def test_what_components_write_sums_to_the_logit(settings):
     module = build(tiny(**settings))
     params = random_params(module)

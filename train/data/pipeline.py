@@ -17,11 +17,12 @@ from typing import Any, Protocol, cast
 import grain
 import numpy as np
 
-from configs.convert import fills_in
+from configs.convert import fills_in, is_made_up
 from configs.schema import Config
 from train.data.masking import MaskedStream, TokenizedReadings
 from train.data.pairs import PairStream, TokenizedPairs
 from train.data.sections import Corpus, DataError, Section, Sections
+from train.data.tasks import Examples, TaskStream, TokenizedExamples
 from train.data.tokenizer import Tokenizer
 
 # inputs, targets, segments and positions, each [B, T] int32. Segments count the sections of a row from 1; 0 is
@@ -116,6 +117,8 @@ class Stream(Protocol):
 def _tokenized(sections: Sections, tokenizer: Tokenizer, config: Config) -> grain.sources.RandomAccessDataSource[Any]:
     if fills_in(config):
         return TokenizedReadings(sections, tokenizer)
+    if is_made_up(config.data):
+        return TokenizedExamples(cast(Examples, sections), tokenizer)
     return (TokenizedPairs if config.data.languages else TokenizedSections)(sections, tokenizer)
 
 
@@ -126,6 +129,8 @@ def _stream(
         # What is held out is judged with the same tokens masked, whichever the run's seed is.
         seed = _spread_out(config.train.seed) if end is None else 0
         return MaskedStream(read, config.data, tokenizer, first, stride, end, seed)
+    if is_made_up(config.data):
+        return TaskStream(read, config.data.length, first, stride, end)
     if config.data.languages:
         return PairStream(read, config.data, first, stride, end)
     return RowStream(read, config.data.length, first, stride, end)

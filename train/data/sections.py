@@ -44,6 +44,7 @@ class Corpus:
     """Text to learn from and text to be judged on; no section is in both.
 
     `fingerprint` is a SHA-256 (hex) that changes with the text; `files` holds one for each file read, if it was files.
+    `vocabulary` is a text with every word that there is, if that is known before anything is read.
     """
 
     train: Sections
@@ -51,6 +52,7 @@ class Corpus:
     fingerprint: str
     description: str
     files: dict[str, str] = field(default_factory=dict)
+    vocabulary: str = ""
 
     def record(self) -> dict[str, Any]:
         """What `check_unchanged` needs to recognize this text again; goes into JSON."""

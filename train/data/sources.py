@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from configs import schema
+from train.data.copying import COPIED, Copying
 from train.data.coreference import open_coreference
+from train.data.induction import PERIODS, Induction
 from train.data.pairs import languages
+from train.data.recall import KEYS, Recall
+from train.data.reversal import open_reversal
 from train.data.sections import Corpus, DataError, Section, Sections, check_unchanged
+from train.data.tasks import number_behind, open_task
 
 __all__ = ["Corpus", "DataError", "Progress", "Section", "Sections", "check_unchanged", "open_corpus"]
 
@@ -23,9 +28,17 @@ FORMS = {
     "tsv": "tsv:FILE",
     "libreoffice": "libreoffice[:FOLDER]",
     "coreference": "coreference",
+    "induction": "induction",
+    "recall": "recall[:PAIRS]",
+    "copy": "copy[:DISTANCE]",
+    "reversal": "reversal",
 }
+NAMES_ALONE = ("stdlib", "coreference", "induction", "reversal")
 # Whether each holds pairs, which --data.languages asks for; tfds has datasets of both sorts.
-PAIRS = {"stdlib": False, "text": False, "jsonl": False, "tsv": True, "libreoffice": True, "coreference": False}
+PAIRS = {
+    "stdlib": False, "text": False, "jsonl": False, "tsv": True, "libreoffice": True, "coreference": False,
+    "induction": False, "recall": False, "copy": False, "reversal": True,
+}  # fmt: skip
 
 
 def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus:
@@ -38,7 +51,9 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         `text:GLOB`: UTF-8 files, each a document;  `jsonl:GLOB`: files with one JSON object, a document, per line.
         `tsv:FILE`: lines with two texts, one the translation of the other; for these three see `train.data.files`;
         `libreoffice[:FOLDER]`: LibreOffice's help in two languages, see `train.data.libreoffice`;
-        `coreference`: generated sentences in which it is asked what *it* stands for, see `train.data.coreference`.
+        `coreference`: generated sentences in which it is asked what *it* stands for, see `train.data.coreference`;
+        `induction`, `recall[:PAIRS]`, `copy[:DISTANCE]`: rows that are made up, see the files of these names beside;
+        `reversal`: rows of words and the same words backwards, see `train.data.reversal`.
         With `languages` set, what is opened are pairs: sections with a source.
       progress: called instead of showing a bar.
 
@@ -47,7 +62,7 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
     """
     kind, colon, rest = config.source.partition(":")
     needs_more = ":" in FORMS.get(kind, "").partition("[:")[0]
-    if kind not in FORMS or (kind in ("stdlib", "coreference") and colon) or (needs_more and not colon):
+    if kind not in FORMS or (kind in NAMES_ALONE and colon) or (needs_more and not colon):
         near = difflib.get_close_matches(kind, FORMS, n=1)
         hint = f"; did you mean {FORMS[near[0]]}?" if near else ""
         raise DataError(f"--data.source={config.source} is none of {', '.join(FORMS.values())}{hint}")
@@ -62,6 +77,8 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         raise DataError(f"--data.held_out={config.held_out} leaves nothing to train on; it is a share below 1")
     if kind == "coreference":
         return open_coreference(config)
+    if kind in ("induction", "recall", "copy", "reversal"):
+        return _open_made_up(config, kind, rest)
     with _bar() if progress is None else _as_given(progress) as report:
         if kind in ("text", "jsonl", "tsv"):
             from train.data import files
@@ -76,6 +93,22 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         if kind == "libreoffice":
             return datasets.open_libreoffice(config, rest, report)
         return datasets.open_tfds(config, rest)
+
+
+def _open_made_up(config: schema.Data, kind: str, rest: str) -> Corpus:
+    if kind == "reversal":
+        return open_reversal()
+    if kind == "induction":
+        if config.length <= PERIODS.start:
+            raise DataError(f"--data.length={config.length}: nothing is repeated in rows of at most {PERIODS.start}")
+        return open_task(Induction(config.length), "random words that repeat themselves, made up as they are needed")
+    if kind == "recall":
+        pairs = number_behind(config.source, rest, default=8, least=1, most=KEYS)
+        if config.length < 2 * pairs + 2:
+            raise DataError(f"--data.length={config.length}: {pairs} pairs and a question have {2 * pairs + 2} words")
+        return open_task(Recall(pairs, config.length), f"{pairs} keys and their values, made up as they are needed")
+    distance = number_behind(config.source, rest, default=32, least=COPIED, most=2**20)
+    return open_task(Copying(distance), f"{COPIED} words that come again {distance} words later, made up as needed")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from configs import schema
 from train.data.chat import HIDES, ChatError, ChatTemplate
 from train.data.pieces import BYTE_CHARACTERS, first_spaces, token_pieces
-from train.data.sections import Corpus, DataError, spread
+from train.data.sections import Corpus, DataError, Section, spread
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "<|mask|>"
@@ -290,7 +290,8 @@ def _trained(
     tokenizer = _byte_level(model, special, split=True)
     alphabet = {"initial_alphabet": sorted(BYTE_CHARACTERS)} if isinstance(model, models.BPE) else {}
     options = {"vocab_size": size, "special_tokens": special, "show_progress": False, **alphabet}
-    sections = spread(corpus.train, MAX_TRAINING_BYTES)
+    known = corpus.vocabulary
+    sections = [Section(known, last=True)] if known else spread(corpus.train, MAX_TRAINING_BYTES)
     texts = (text for section in sections for text in (section.source, section.text) if text)
     tokenizer.train_from_iterator(texts, trainer(**options))
     return tokenizer
