@@ -13,13 +13,14 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Config, ConfigError
 from launch.clusters.fitting import check_tpus, hosts, slice_of_tpus
-from launch.clusters.job import PROGRAM, Job, Request, State, ask
+from launch.clusters.job import PROGRAM, Job, Request, State, ask, has_ended
 
 READS = ("topology", "slices", "queue", "namespace", "image", "service_account", "storage", "spot")
 FILE = "jobset.yaml"
@@ -227,13 +228,11 @@ def state(job: Job, identity: str) -> State:
 
 def follow(job: Job, identity: str) -> Iterator[str]:
     """What process 0 says, in one pod after the other."""
-    import time
-
     selector = f"jobset.sigs.k8s.io/jobset-name={identity},jobset.sigs.k8s.io/job-index=0"
     selector += ",batch.kubernetes.io/job-completion-index=0"
     command = ["kubectl", "logs", f"--namespace={job.request.namespace}", f"--selector={selector}", "--container=train",
                "--follow", "--tail=-1"]  # fmt: skip
-    while not state(job, identity).ended:
+    while not has_ended(lambda: state(job, identity)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as logs:
             assert logs.stdout
             yield from logs.stdout

@@ -187,18 +187,16 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def reach(folder: Path) -> None:
-    """Makes the run folder, where this machine shares it with those that train.
+def check_folder(folder: Path) -> None:
+    """Refuses a run folder that cannot be made or written to, where this machine shares it with those that train.
 
     Raises:
-      ConfigError: it cannot be made or written to.
+      ConfigError: names what is in the way.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "it cannot be written to")
-    except OSError as error:
-        raise ConfigError(f"--run={folder}: {error.strerror}; choose a folder that can be made.") from error
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise ConfigError(f"--run={folder}: {there} {why}; choose another one.")
 
 
 def ask(*command: str) -> str:
@@ -227,6 +225,14 @@ def tail(path: Path, state: Callable[[], State], seconds: float) -> Iterator[str
                     yield text.decode("utf-8", "replace")
         if ended:
             return
-        ended = state().ended
+        ended = has_ended(state)
         if not ended:
             time.sleep(seconds)
+
+
+def has_ended(state: Callable[[], State]) -> bool:
+    """Whether a run has ended; where its cluster does not answer just now, it has not."""
+    try:
+        return state().ended
+    except ConfigError:
+        return False

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from configs.schema import Config
-from launch.clusters.job import PROGRAM, Job, Request, State, environment, load, reach, tail
+from launch.clusters.job import PROGRAM, Job, Request, State, check_folder, environment, load, tail
 from launch.processes import BY_HAND
 
 READS = ("processes", "devices")
@@ -43,7 +43,7 @@ def check(job: Job, config: Config) -> None:
     from launch.clusters.fitting import check_devices
 
     check_devices(config, job.request.processes, job.request.devices)
-    reach(Path(job.run))
+    check_folder(Path(job.run))
 
 
 def render(job: Job) -> str:

@@ -5,6 +5,8 @@ https://docs.skypilot.co/en/latest/reference/yaml-spec.html and .../examples/man
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -36,7 +38,8 @@ def check(job: Job, config: Config) -> None:
     """Refuses what would not run.
 
     Raises:
-      ConfigError: the mesh does not fit on the accelerators, or a bucket is missing.
+      ConfigError: the mesh does not fit on the accelerators, a bucket is missing, or SkyPilot (where it is installed)
+        does not read the task.
     """
     asked = job.request
     if asked.accelerators.startswith("tpu-"):
@@ -52,6 +55,12 @@ def check(job: Job, config: Config) -> None:
             f"--storage={asked.storage}: the bucket that checkpoints go to, gs://BUCKET or s3://BUCKET: whatever is "
             "only on a machine is lost with it."
         )
+    if importlib.util.find_spec("sky"):
+        sky = importlib.import_module("sky")
+        try:
+            sky.Task.from_yaml_config(task(job))
+        except Exception as error:  # It has classes of its own for each kind of mistake.
+            raise ConfigError(f"SkyPilot does not take this task: {error}") from error
 
 
 def render(job: Job) -> str:

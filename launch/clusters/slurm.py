@@ -1,8 +1,8 @@
-"""Slurm: one batch script, which starts one process per machine and queues itself again when they have saved.
+"""Slurm: one batch script for whole machines, which starts a process on each and queues again when they have saved.
 
 What the script guards against, each met on a real scheduler: a batch shell that dies of the signal meant for the
 training makes the job FAILED rather than queued again; JAX dials the first machine by its name, and a name that does
-not resolve is a silent wait; and a job that is cancelled while it saves would ask to be started again.
+not resolve is a silent wait; and a job that saves because it is cancelled (it is COMPLETING then) would queue again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.schema import Config, ConfigError
-from launch.clusters.job import PROGRAM, ROOT, Job, Request, State, ask, reach, tail
+from launch.clusters.job import PROGRAM, ROOT, Job, Request, State, ask, check_folder, tail
 
 READS = ("nodes", "gpus", "partition", "account", "time")
 FILE = "job.sh"
@@ -35,7 +35,8 @@ failures=0
 while true; do
   srun --wait={grace} {command}
   status=$?
-  if [ -n "$cancelled" ] || [ $status = 0 ] || [ $status = 2 ]; then
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [ -n "$cancelled" ] || [ "$state" != RUNNING ] || [ $status = 0 ] || [ $status = 2 ]; then
     exit $status
   elif [ $status = 75 ]; then
     echo "launch.submit: saved; queued again" >&2
@@ -70,21 +71,21 @@ def check(job: Job, config: Config) -> None:
     from launch.clusters.fitting import check_devices
 
     check_devices(config, job.request.nodes, job.request.gpus or 1)
-    reach(Path(job.run))
+    check_folder(Path(job.run))
 
 
 def render(job: Job) -> str:
     """The batch script."""
     asked = job.request
     options = {
-        "job-name": job.name, "nodes": asked.nodes, "ntasks-per-node": 1, "gpus-per-node": asked.gpus,
+        "job-name": job.name, "nodes": asked.nodes, "ntasks-per-node": 1, "gpus-per-node": asked.gpus, "mem": "0",
         "partition": asked.partition, "account": asked.account, "time": asked.time,
         "signal": f"TERM@{asked.grace}",  # To the training alone, so long before the time is over.
         "chdir": job.directory, "output": log(job), "open-mode": "append",
     }  # fmt: skip
     lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items() if value]
     return SCRIPT.format(
-        options="\n".join([*lines, "#SBATCH --requeue"]), root=shlex.quote(str(ROOT)),
+        options="\n".join([*lines, "#SBATCH --exclusive", "#SBATCH --requeue"]), root=shlex.quote(str(ROOT)),
         platforms="cuda,cpu" if asked.gpus else "cpu", grace=asked.grace, max_restarts=asked.max_restarts,
         command=shlex.join([sys.executable, "-m", PROGRAM, *job.arguments]),
     )  # fmt: skip
@@ -97,6 +98,7 @@ def log(job: Job) -> Path:
 
 def submit(job: Job, file: Path) -> str:
     """Submits the script; returns the job's number."""
+    Path(job.run).mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of its log.
     return ask("sbatch", "--parsable", str(file)).partition(";")[0]
 
 
@@ -104,12 +106,26 @@ def state(job: Job, identity: str) -> State:
     """How the run is doing, by the scheduler that holds it or, later, by its accounting."""
     try:
         shown = ask("scontrol", "show", "job", "--oneliner", identity)
-        facts: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in shown.split())}
-        what, detail = facts["JobState"], f"restarts {facts.get('Restarts', '0')}, exit {facts.get('ExitCode', '')}"
-    except ConfigError:
+    except ConfigError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return _accounted(identity)
+    facts: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in shown.split())}
+    what, detail = facts["JobState"], f"restarts {facts.get('Restarts', '0')}, exit {facts.get('ExitCode', '')}"
+    if what == "FAILED" and "exit 75:" in detail:
+        return State("saved", f"it was cancelled, {detail}")
+    return State(STATES.get(what, "failed"), f"{what} {detail}")
+
+
+def _accounted(identity: str) -> State:
+    """The state of a job that the scheduler has forgotten."""
+    try:
         what = ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={identity}")
-        what, detail = (what or "unknown").split()[0], ""
-    return State(STATES.get(what, "failed" if what != "unknown" else what), f"{what} {detail}".strip())
+    except ConfigError:  # There need not be any accounting.
+        what = ""
+    if not what:
+        return State("unknown", "Slurm has forgotten it; its output tells")
+    return State(STATES.get(what.split()[0], "failed"), what)
 
 
 def follow(job: Job, identity: str) -> Iterator[str]:

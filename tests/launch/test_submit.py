@@ -88,6 +88,19 @@ def test_manifests_hold_to_the_schemas_of_kubernetes_and_jobset(name):
     assert errors(yaml.safe_load((GOLDEN / name).read_text("utf-8"))) == ""
 
 
+@pytest.mark.parametrize("name", [name for name, (on, _) in ASKED.items() if on == "skypilot"])
+def test_tasks_are_read_by_skypilot(name):
+    """Where it is installed."""
+    sky = pytest.importorskip("sky")
+    asked = ASKED[name][1]
+    task = sky.Task.from_yaml_config(clusters.named("skypilot").task(job_of("skypilot", asked)))
+    assert task.num_nodes == asked.get("nodes", 1)
+    (resources,) = task.resources
+    assert resources.job_recovery["recover_on_exit_codes"] == [75]
+    kind, _, count = asked["accelerators"].partition(":")
+    assert resources.accelerators == {kind: int(count or 1)}
+
+
 MISSPELT = [
     ("spec", "failurePolicy", "maxRestarts"),
     ("spec", "failurePolicy", "rules", 0, "onJobFailureMessagePatterns"),
@@ -153,8 +166,10 @@ def test_what_would_run_is_not_refused():
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--run=.*/file/run: Not a directory"):
-        jobs.reach(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=r"--run=.*/file/run: .*/file is not a folder"):
+        jobs.check_folder(tmp_path / "file" / "run")
+    jobs.check_folder(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -249,9 +264,9 @@ def test_a_jobset_is_asked_for_its_state(tmp_path, monkeypatch):
         assert (state.what, state.detail.partition(",")[0]) == (what, "restarts 2")
 
 
-def test_an_unknown_cluster_or_one_without_its_programs_is_named(monkeypatch):
+def test_an_unknown_cluster_or_one_without_its_programs_is_named(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"--on=slrum: there are local, .* Did you mean slurm"):
         clusters.named("slrum")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="sbatch is not installed here"):
-        slurm.submit(job_of("slurm", {}), Path("job.sh"))
+        slurm.submit(dataclasses.replace(job_of("slurm", {}), arguments=(f"--run={tmp_path}",)), Path("job.sh"))

@@ -2,10 +2,12 @@
 #SBATCH --job-name=try
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
+#SBATCH --mem=0
 #SBATCH --signal=TERM@120
 #SBATCH --chdir=/shared/work
 #SBATCH --output=/shared/runs/try/slurm.log
 #SBATCH --open-mode=append
+#SBATCH --exclusive
 #SBATCH --requeue
 trap '' TERM  # It is for the training, which saves; this shell has to outlive it.
 trap 'cancelled=1' USR1
@@ -21,7 +23,8 @@ failures=0
 while true; do
   srun --wait=120 /env/bin/python -m launch.train --config=llama3_8b --mesh.data=-1 '--data.source=text:a b/*' --run=/shared/runs/try
   status=$?
-  if [ -n "$cancelled" ] || [ $status = 0 ] || [ $status = 2 ]; then
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [ -n "$cancelled" ] || [ "$state" != RUNNING ] || [ $status = 0 ] || [ $status = 2 ]; then
     exit $status
   elif [ $status = 75 ]; then
     echo "launch.submit: saved; queued again" >&2

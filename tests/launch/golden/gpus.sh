@@ -3,6 +3,7 @@
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --mem=0
 #SBATCH --partition=h100
 #SBATCH --account=team
 #SBATCH --time=2-00:00:00
@@ -10,6 +11,7 @@
 #SBATCH --chdir=/shared/work
 #SBATCH --output=/shared/runs/try/slurm.log
 #SBATCH --open-mode=append
+#SBATCH --exclusive
 #SBATCH --requeue
 trap '' TERM  # It is for the training, which saves; this shell has to outlive it.
 trap 'cancelled=1' USR1
@@ -25,7 +27,8 @@ failures=0
 while true; do
   srun --wait=120 /env/bin/python -m launch.train --config=llama3_8b --mesh.data=-1 '--data.source=text:a b/*' --run=/shared/runs/try
   status=$?
-  if [ -n "$cancelled" ] || [ $status = 0 ] || [ $status = 2 ]; then
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [ -n "$cancelled" ] || [ "$state" != RUNNING ] || [ $status = 0 ] || [ $status = 2 ]; then
     exit $status
   elif [ $status = 75 ]; then
     echo "launch.submit: saved; queued again" >&2
