@@ -150,10 +150,11 @@ def restore_params(spec: str | Path, mesh: jax.sharding.Mesh | None = None) -> R
     from model.sharding import make_mesh
 
     mesh = mesh or make_mesh(schema.Mesh(data=-1, fsdp=1, tensor=1), jax.local_devices())
-    return _import(str(spec), mesh) if _is_foreign(spec) else _restore(spec, mesh)
+    return _import(str(spec), mesh) if is_foreign(spec) else _restore(spec, mesh)
 
 
-def _is_foreign(spec: str | Path) -> bool:
+def is_foreign(spec: str | Path) -> bool:
+    """Whether `spec` names a checkpoint of another program. Raises CheckpointError if it is none that can be read."""
     from model import exchange
 
     try:
@@ -166,7 +167,7 @@ def described(spec: str | Path) -> tuple[Config, Tokenizer]:
     """Config and tokenizer of the network that `spec` names; reads no weights. Raises CheckpointError."""
     from train.data.tokenizer import Tokenizer
 
-    if _is_foreign(spec):
+    if is_foreign(spec):
         imported = _import(str(spec), None)
         return imported.config, imported.tokenizer
     _hush()
