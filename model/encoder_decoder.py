@@ -62,7 +62,7 @@ class _Decoder(nn.Module):
             config, x_BTD, places,
             num_layers=config.model.num_layers, deterministic=deterministic, translates=True, memory_BSD=memory_BSD,
         )  # fmt: skip
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 

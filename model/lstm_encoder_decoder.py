@@ -152,7 +152,7 @@ class _Decoder(nn.Module):
         # One layer with one head, under the name that a Transformer's have.
         tap(self, "layers/cross_attention/weights", weights_BTS[None, :, None])
         x_BTD = Dropout(model.dropout, deterministic)(x_BTD, rows_B)
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 

@@ -116,7 +116,7 @@ def _changes(
     tokens_BT, segments_BT, source = inputs
 
     def run(edits: dict[str, Edit]) -> jax.Array:
-        variables = {"params": params} | collection(edits)
+        variables = {"params": params} | collection(module, edits)
         logits_BTV = module.apply(variables, tokens_BT, None, segments_BT, source=source)
         return _loss(logits_BTV, tokens_BT, segments_BT) if at is None else logits_BTV[:, at]
 

@@ -23,7 +23,7 @@ def edited(module: Any, params: Any, tokens_BT: jax.Array, edits: Mapping[str, E
     Raises:
       KeyError: a place that cannot be changed; the message lists those that can.
     """
-    return module.apply({"params": params} | collection(edits), tokens_BT)
+    return module.apply({"params": params} | collection(module, edits), tokens_BT)
 
 
 def patch_everywhere(

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from model import attention, build, decoder, transformer
+from model import attention, build, decoder, layers, transformer
 from model.lens.places import INTERMEDIATES
 from model.lens.record import record
 
 PLACES = {
     "layers/attention/weights": (3, 2, 4, 7, 7),
     "layers/attention/scores": (3, 2, 4, 7, 7),
+    "layers/attention/query": (3, 2, 7, 4, 4),
+    "layers/attention/key": (3, 2, 7, 2, 4),
+    "layers/attention/value": (3, 2, 7, 2, 4),
+    "layers/feed_forward/hidden": (3, 2, 7, 48),
     "layers/attention/heads": (3, 2, 7, 4, 4),
     "layers/residual/before": (3, 2, 7, 16),
     "layers/residual/middle": (3, 2, 7, 16),
@@ -103,7 +107,7 @@ def test_places_leave_no_trace_in_the_program_when_nobody_looks(monkeypatch, ker
         return jax.jit(apply).lower(random_params(module), TOKENS_BT).as_text()
 
     with_places, recorded = program(), program(mutable=[INTERMEDIATES])
-    for module in (attention, decoder, transformer):
+    for module in (attention, decoder, layers, transformer):
         monkeypatch.setattr(module, "tap", lambda module, name, value: value)
     assert program() == with_places
     assert recorded != with_places
