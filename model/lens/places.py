@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from configs.convert import is_recurrent, translates
+from configs.convert import encoder_layers, is_recurrent, translates
 from model.sharding import parameter_shapes
 from model.source import Source
 
@@ -95,7 +95,7 @@ class Edit:
     """What becomes of the value at a place: value * keep + add.
 
     Keep 0 replaces by `add`, keep 1 adds, and anything else scales. Both have the axes of the value, of size 1 where
-    all is changed alike; at a place under `layers` with the layers in front.
+    all is changed alike; at a place under `layers` that of layers is in front.
     """
 
     keep: jax.Array
@@ -136,13 +136,28 @@ def collection(module: Any, edits: Mapping[str, Edit]) -> dict[str, Any]:
         raise KeyError(
             f"{', '.join(unknown)} cannot be edited in this network; these can: {', '.join(editable(module))}."
         )
+    return (
+        {EDITS: nested({place: _for_each_layer(module, place, edit) for place, edit in edits.items()})} if edits else {}
+    )
+
+
+def _for_each_layer(module: Any, place: str, edit: Edit) -> Edit:
+    """An edit whose first axis is that of layers, where it said the same of all."""
+    if "layers/" not in place:
+        return edit
+    layers = encoder_layers(module.config) if place.startswith("encoder/") else module.config.model.num_layers
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape[1:])), edit)
+
+
+def nested(edits: Mapping[str, Edit]) -> dict[str, Any]:
+    """Edits by place, as modules find their own in a collection."""
     variables: dict[str, Any] = {}
     for place, edit in edits.items():
         inner, parts = variables, place.split("/")
         while parts[0] in _MODULES:
             inner = inner.setdefault(parts.pop(0), {})
         inner["/".join(parts)] = edit
-    return {EDITS: variables} if edits else {}
+    return variables
 
 
 def without_heads(layers: int, heads: int, off: Iterable[tuple[int, int]]) -> Edit:
