@@ -65,7 +65,7 @@ class LSTM(nn.Module):
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
-        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
         x_BTD = Dropout(config.model.dropout, deterministic)(x_BTD, rows_B)
         layers = stacked(Layer, config, config.model.num_layers)(config, deterministic, name="layers")
         x_BTD, _ = layers(x_BTD, None, begins_BT, real_BT, rows_B)

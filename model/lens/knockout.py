@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from configs.convert import check_length, is_recurrent, translates
 from configs.schema import Config, ConfigError
+from model.lens.context import losses_of
 from model.lens.places import (
     ADDED,
     ALL,
@@ -164,8 +165,6 @@ def _changes(
 
 def _loss(logits_BTV: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Mean negative log-likelihood of each text's tokens after the first, [B]."""
-    logits_BTV = logits_BTV[:, :-1]
-    target_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     counted_BT = (segments_BT[:, 1:] != 0).astype(jnp.float32)
-    nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
+    nll_BT = losses_of(logits_BTV, tokens_BT)
     return jnp.sum(nll_BT * counted_BT, axis=1) / jnp.sum(counted_BT, axis=1)

@@ -29,6 +29,7 @@ EDITS = "edits"
 
 RESIDUAL = tuple(f"layers/residual/{where}" for where in ("before", "middle", "after"))
 ADDED = tuple(f"layers/added/{which}" for which in ("attention", "cross_attention", "feed_forward"))
+EMBEDDED = "embedded"  # What enters the network: a vector for each token.
 HEADS = ("layers/attention/heads", "layers/cross_attention/heads")
 _OF_ATTENTION = ("query", "key", "value", "scores", "weights", "heads", "out_per_head")
 # What an edit can change; in a network that translates, the encoder has the same places under `encoder/`.
@@ -37,6 +38,7 @@ EDITABLE = (
     *ADDED,
     *(f"layers/{which}/{name}" for which in ("attention", "cross_attention") for name in _OF_ATTENTION),
     "layers/feed_forward/hidden",
+    EMBEDDED,
     "final",
 )
 _MODULES = ("encoder", "layers", "attention", "cross_attention", "feed_forward")
@@ -114,6 +116,14 @@ def places_of(module: Any) -> frozenset[str]:
     with asking(None):
         found = jax.eval_shape(run, parameter_shapes(module))
     return frozenset(flatten_dict(found[INTERMEDIATES], sep="/"))
+
+
+def check_recorded(module: Any, what: Iterable[str]) -> None:
+    """Raises KeyError for a place that this network does not have; the message lists those it has."""
+    unknown = sorted(set(what) - places_of(module))
+    if unknown:
+        places = ", ".join(sorted(places_of(module)))
+        raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {places}.")
 
 
 def editable(module: Any) -> list[str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from configs.convert import check_length
-from model.lens.places import ALL, INTERMEDIATES, Asked, Edit, Part, asking, collection, places_of
+from model.lens.places import ALL, INTERMEDIATES, Asked, Edit, Part, asking, check_recorded, collection
 from model.source import Source
 
 
@@ -33,9 +33,9 @@ def record(
     `.../value` [L,B,T,K,H], as they meet; `.../heads`, what each head read, is [L,B,T,N,H], and `.../out_per_head`,
     what it writes into the residual stream, [L,B,T,N,D]. `layers/residual/{before,middle,after}` are [L,B,T,D], what
     is added in between, `layers/added/{attention,feed_forward}`, as well; `layers/feed_forward/hidden` is [L,B,T,F];
-    `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and those of its encoder
-    under `encoder/`; it needs a `source`. An LSTM has its gates. With `edits`, by place, the network goes on with other
-    values there. `part` says how much is kept of all this.
+    `embedded` and `final` are [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and those of
+    its encoder under `encoder/`; it needs a `source`. An LSTM has its gates. With `edits`, by place, the network goes
+    on with other values there. `part` says how much is kept of all this.
 
     With a `cache` (`generate.cache.empty_cache`), the tokens follow those that it has, at `positions_BT` (int32, by
     default from 0), and what it is afterwards is under `cache`. Weights over the text then have its slots as S.
@@ -46,10 +46,7 @@ def record(
     """
     check_length(module.config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
     variables = {"params": params} | collection(module, edits or {}) | ({} if cache is None else {"cache": cache})
-    unknown = sorted(set(what) - places_of(module))
-    if unknown:
-        places = ", ".join(sorted(places_of(module)))
-        raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {places}.")
+    check_recorded(module, what)
     T, L = tokens_BT.shape[1], module.config.model.num_layers
     part = dataclasses.replace(
         part,
@@ -74,7 +71,7 @@ def _record(
         logits_BTV, changed = module.apply(
             variables, tokens_BT, positions_BT, source=source, mutable=[INTERMEDIATES, *kept]
         )
-    found: dict[str, Any] = flatten_dict(changed.get(INTERMEDIATES, {}), sep="/")
+    found = found_in(changed)
     part = asked.part
     if part.layers is not None:
         found |= {
@@ -85,3 +82,8 @@ def _record(
     if part.positions is not None:
         logits_BTV = logits_BTV[:, jnp.array(part.positions)]
     return found | {name: changed[name] for name in kept} | ({"logits": logits_BTV} if part.logits else {})
+
+
+def found_in(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded, by place."""
+    return flatten_dict(variables.get(INTERMEDIATES, {}), sep="/")
