@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import check_length, is_recurrent, translates
+from configs.convert import check_length
 from configs.schema import Config, ConfigError
 from model.lens.context import losses_of
 from model.lens.places import (
@@ -27,6 +27,7 @@ from model.lens.places import (
     Edit,
     asking,
     nested,
+    places_of,
 )
 from model.lens.rest import Rest, encoded
 from model.source import Source
@@ -60,7 +61,7 @@ def knock_out_heads(
       ConfigError: a network without heads, or one that does not predict the next token.
     """
     _check_predicts(module.config)
-    inputs = _inputs(module.config, tokens_BT, segments_BT, source, place, HEADS)
+    inputs = _inputs(module, tokens_BT, segments_BT, source, place, HEADS)
     return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, None, tokens_at_once)
 
 
@@ -80,7 +81,7 @@ def knock_out_logits(
     Raises:
       ConfigError: a network without heads.
     """
-    inputs = _inputs(module.config, tokens_BT, None, source, place, HEADS)
+    inputs = _inputs(module, tokens_BT, None, source, place, HEADS)
     at = at % inputs[0].shape[1]
     return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, at, tokens_at_once)
 
@@ -98,7 +99,7 @@ def knock_out_layers(
 ) -> jax.Array:
     """The same as `knock_out_heads` without all that a layer adds to the residual stream at a place of ADDED, [L,B]."""
     _check_predicts(module.config)
-    inputs = _inputs(module.config, tokens_BT, segments_BT, source, place, ADDED)
+    inputs = _inputs(module, tokens_BT, segments_BT, source, place, ADDED)
     return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, None, tokens_at_once)[:, 0]
 
 
@@ -108,12 +109,13 @@ def _check_predicts(config: Config) -> None:
 
 
 def _inputs(
-    config: Config, tokens_BT: Any, segments_BT: Any, source: Source | None, place: str, places: Sequence[str]
+    module: Any, tokens_BT: Any, segments_BT: Any, source: Source | None, place: str, places: Sequence[str]
 ) -> tuple[jax.Array, jax.Array, Source | None]:
-    if is_recurrent(config):
+    config: Config = module.config
+    there = [name for name in places if name in places_of(module)]
+    if not there:
         raise ConfigError(f"--model.network={config.model.network} has no {place} to knock out.")
-    if place not in places or ("cross_attention" in place and not translates(config)):
-        there = [name for name in places if translates(config) or "cross_attention" not in name]
+    if place not in there:
         raise ConfigError(f"{place} cannot be knocked out in this network; these can: {', '.join(there)}.")
     check_length(config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
     tokens_BT = jnp.asarray(tokens_BT)
