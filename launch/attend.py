@@ -1,156 +1,133 @@
-"""See where a checkpoint looks: for every layer and head, how much each token attends to each one that it sees.
+"""Look inside a checkpoint: where each head looks, how each token was expected, which part decides.
 
   uv run -m launch.attend --checkpoint=runs/quickstart --text="def add(self, other):" --png
   uv run -m launch.attend --checkpoint=runs/translate --text="Click the icon." --png          the alignment
+  uv run -m launch.attend --checkpoint=smollm2 --view=lens --text="The capital of France is"
+  uv run -m launch.attend --checkpoint=smollm2 --view=patch --text="The capital of France is" \\
+      --other="The capital of Italy is"
 
-Writes attention.html, which opens offline, and structure.svg, the network drawn from its config.
+Writes attention.html (or tokens.html and so on), which opens offline, and structure.svg, the network drawn from its
+config.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import start
 
 if TYPE_CHECKING:
-    from train.checkpoint import Restored
+    from launch.views.view import View
 
 FLAGS = flags.FLAGS
-LONGEST_PICTURE = 256  # Tokens: beyond that the squares are smaller than a pixel, and hovering is slow.
-LONGEST_JSON = 2048  # Tokens: all weights are kept in memory, and their number grows with the square.
+VIEWS = {
+    "heads": "all heads, one at a time as lines and as a heat map",
+    "model": "all heads at a glance, with what each looks for",
+    "grid": "one head as a table (--layer, --head)",
+    "tokens": "the text colored by how well each token was expected",
+    "lens": "what would be predicted after each layer",
+    "patch": "where in the network --text and --other come to differ",
+    "knockout": "how much worse all texts are predicted without each head",
+    "evolution": "how heads came to be, checkpoint by checkpoint",
+    "alignment": "of a translator: from which words each word was written",
+}
+TEXT = "def area(width, height):\n    return width *"
+PROBED = ("model", "knockout", "evolution")
 
 
 def define(_: Sequence[str]) -> None:
     """The flags of this program."""
     flags.DEFINE_string("checkpoint", "runs/quickstart", start.CHECKPOINT)
-    flags.DEFINE_string("text", "def area(width, height):\n    return width *", "The text to read, or to translate.")
+    flags.DEFINE_enum(
+        "view", None, list(VIEWS),
+        "What to see: " + "; ".join(f"{name}, {what}" for name, what in VIEWS.items())
+        + ". By default alignment of a translator, else heads.",
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "text", None,
+        "The text to read, or to translate; for knockout as often as there are texts. By default a line of Python; for "
+        f"{', '.join(PROBED)} random tokens, twice the same, which show what looks back.",
+    )  # fmt: skip
+    flags.DEFINE_string("texts", None, "For knockout: a file with a text on each line.")
+    flags.DEFINE_string("other", None, "For patch: the other text, of as many tokens.")
     flags.DEFINE_string(
         "target", None, "The translation to look at, for networks that translate; by default what they write greedily."
     )
-    flags.DEFINE_string("out", ".", "The folder to write attention.html and structure.svg to.")
-    flags.DEFINE_boolean("png", False, "Also write attention.png, a static picture.")
+    flags.DEFINE_integer("layer", None, "For grid: the layer of the head, from 0; by default a telling head is shown.")
+    flags.DEFINE_integer("head", None, "For grid: the head in its layer, from 0.")
+    flags.DEFINE_string("out", ".", "The folder to write to.")
+    flags.DEFINE_boolean("png", False, "Also write a static picture, as PNG.")
+    flags.DEFINE_boolean("svg", False, "Also write a static picture, as SVG.")
     flags.DEFINE_boolean(
         "json",
         False,
-        "Print one JSON object with `tokens` and `weights[layer][head][query][key]` instead; of a translation, "
-        "`source`, `read` and `written`, and the weights `alignment`, `encoder` and `decoder`.",
+        "Print the numbers as one JSON object instead: of heads `tokens` and `weights[layer][head][query][key]`; of a "
+        "translation `source`, `read` and `written`, and the weights `alignment`, `encoder` and `decoder`.",
     )
 
 
 def run() -> None:
-    """Restore, record the attention weights on the text, draw them."""
-    from configs.schema import ConfigError
-
-    if not FLAGS.text:
-        raise ConfigError("--text is empty: give it the text to read.")
+    """Restore, look, write what was seen."""
+    check()
     start.prepare_jax()
-    from configs.convert import translates
-    from launch.look import check_attends
-    from train.checkpoint import restore_params
+    from launch.pictures import Asked, see
 
-    restored = restore_params(FLAGS.checkpoint)
-    check_attends(restored.config)
-    if FLAGS.target is not None and not translates(restored.config):
-        raise ConfigError(
-            f"--target is for networks that translate, and this is --model.network={restored.config.model.network}."
-        )
-    (attend_translation if translates(restored.config) else attend_text)(restored)
-
-
-def attend_text(restored: Restored) -> None:
-    """Show how the tokens of a text attend to one another."""
-    from configs.schema import ConfigError
-    from launch.look import look_at, read_ids, rounded
-    from model import build
-
-    ids = read_ids(restored.tokenizer, FLAGS.text)
-    check_size(len(ids))
-    look = look_at(build(restored.config), restored.params, restored.tokenizer, ids)
+    head = None if FLAGS.layer is None else (FLAGS.layer, FLAGS.head)
+    asked = Asked(texts(), target=FLAGS.target, other=FLAGS.other, head=head, drawn=not FLAGS.json)
+    view = see(FLAGS.checkpoint, FLAGS.view, asked, "uv run -m launch.attend " + shlex.join(sys.argv[1:]))
     if FLAGS.json:
-        print(json.dumps({"tokens": look.tokens, "weights": rounded(look.weights_LNTS)}))
-        return
-
-    from launch.views.attention import attention_page, attention_png
-
-    if look.weights_LNTS.min() < 0:
-        raise ConfigError(
-            f"--model.attention={restored.config.model.attention} has weights below 0, which are no shares to draw: "
-            "use --json."
-        )
-    settings: dict[str, Any] = {
-        "title": f"{restored.config.name}, step {restored.step}",
-        "sinks": restored.config.model.attention_sinks,  # Part of each row's weight then goes to no token.
-        "causal": restored.config.model.network != "encoder",
-    }
-    structure = structure_of(restored)
-    page = attention_page(look.tokens, look.weights_LNTS, command=command(), structure_svg=structure, **settings)
-    png = attention_png(look.tokens, look.weights_LNTS, **settings) if FLAGS.png else None
-    write(page, structure, png)
+        print(view.json())
+    else:
+        write(view)
 
 
-def attend_translation(restored: Restored) -> None:
-    """Show from which words each word of a translation was written."""
-    from launch.look import look_at_translation, rounded
-    from model import build
-
-    check_size(max(len(restored.tokenizer.encode(text)) + 1 for text in (FLAGS.text, FLAGS.target or "")))
-    view = look_at_translation(
-        build(restored.config), restored.params, restored.tokenizer, FLAGS.text, FLAGS.target,
-        max_tokens=restored.config.data.length,
-    )  # fmt: skip
-    if FLAGS.json:
-        named = {"alignment": view.alignment_LNTS, "encoder": view.encoder_LNSS, "decoder": view.decoder_LNTT}
-        weights = {name: rounded(array) for name, array in named.items() if array is not None}
-        print(json.dumps({"source": view.source, "read": view.read, "written": view.written, **weights}))
-        return
-
-    from launch.views.alignment import alignment_page, alignment_png
-
-    title, sinks = f"{restored.config.name}, step {restored.step}", restored.config.model.attention_sinks
-    structure = structure_of(restored)
-    page = alignment_page(view, title=title, command=command(), structure_svg=structure, sinks=sinks)
-    write(page, structure, alignment_png(view, title=title, sinks=sinks) if FLAGS.png else None)
-
-
-def check_size(length: int) -> None:
-    """Raises ConfigError for a text that is too long to be drawn or printed."""
+def check() -> None:
+    """Raises ConfigError for flags that do not go together."""
     from configs.schema import ConfigError
 
-    longest = LONGEST_JSON if FLAGS.json else LONGEST_PICTURE
-    if length > longest:
-        raise ConfigError(
-            f"--text has {length} tokens, more than {longest}: shorten it"
-            + (f", or use --json (up to {LONGEST_JSON})." if longest < LONGEST_JSON else ".")
-        )
+    if "" in (FLAGS.text or []):
+        raise ConfigError("--text is empty: give it the text to read.")
+    if FLAGS.view != "knockout" and len(FLAGS.text or []) > 1:
+        raise ConfigError(f"--text was given {len(FLAGS.text)} times: only --view=knockout is of several texts.")
+    if (FLAGS.layer is None) != (FLAGS.head is None):
+        raise ConfigError("--layer and --head name one head together: give both, or none.")
+    for flag, view in (("other", "patch"), ("layer", "grid"), ("texts", "knockout"), ("target", "alignment")):
+        if FLAGS[flag].value is not None and FLAGS.view not in (view, None if flag == "target" else view):
+            raise ConfigError(f"--{flag} is for --view={view}.")
 
 
-def command() -> str:
-    """What was typed."""
-    return "uv run -m launch.attend " + shlex.join(sys.argv[1:])
+def texts() -> list[str]:
+    """What is to be read; nothing for what has a text of its own.
+
+    Raises ConfigError for a file without texts.
+    """
+    from configs.schema import ConfigError
+
+    given = list(FLAGS.text or [])
+    if FLAGS.texts is not None:
+        lines = pathlib.Path(FLAGS.texts).read_text("utf-8").splitlines()
+        given += [line for line in lines if line.strip()]
+        if not given:
+            raise ConfigError(f"--texts={FLAGS.texts} has no line with a text.")
+    return given or ([] if FLAGS.view in PROBED else [TEXT])
 
 
-def structure_of(restored: Restored) -> str:
-    """The network as a drawing."""
-    from launch.look import count
-    from launch.views.structure import structure_svg
-
-    return structure_svg(restored.config, count(restored.params))
-
-
-def write(page: str, structure: str, png: bytes | None) -> None:
+def write(view: View) -> None:
     """Write the files and say where they are."""
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    written = {"attention.html": page.encode(), "structure.svg": structure.encode()}
-    if png is not None:
-        written["attention.png"] = png
+    stem = "attention" if view.name in ("heads", "alignment") else view.name
+    written = {f"{stem}.html": view.html().encode(), "structure.svg": view.about.structure_svg.encode()}
+    if FLAGS.png:
+        written[f"{stem}.png"] = view.png()
+    if FLAGS.svg:
+        written[f"{stem}.svg"] = view.svg().encode()
     for name, content in written.items():
         (out / name).write_bytes(content)
         print(out / name)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import is_recurrent
+from configs.convert import is_recurrent, override
 from configs.schema import Config, ConfigError
-from launch.views.alignment import TranslationView
-from model import Source
+from launch.views.alignment import Translation
+from launch.views.attention_panels import Seen
+from launch.views.pieces import Pieces
+from model import Source, build
 from model.generate import Sampling, generate
 from model.lens.record import record
+from train.checkpoint import Restored
 from train.data.sections import Section
 from train.data.tokenizer import Tokenizer
 from train.run import Run
 from train.translation import held_out_pairs
 from train.writing import reads
-
-
-@dataclass(frozen=True)
-class Look:
-    """The tokens of a text, T of them, and how much each attends to each, [L,N,T,T] float32."""
-
-    tokens: list[str]
-    weights_LNTS: np.ndarray
 
 
 def check_attends(config: Config) -> None:
@@ -39,10 +34,29 @@ def check_attends(config: Config) -> None:
         )
 
 
-def look_at(module: Any, params: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> Look:
+def look_at(module: Any, params: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> Seen:
     """What the network attends to while it reads the tokens `ids` (`read_ids` of a text)."""
     weights_LBNTS = record(module, params, jnp.array([ids], jnp.int32))["layers/attention/weights"]
-    return Look([tokenizer.token_text(id) for id in ids], np.asarray(weights_LBNTS[:, 0]))
+    return seen_within(
+        module.config, Pieces.of(tokenizer, ids), weights_LBNTS, causal=module.config.model.network != "encoder"
+    )
+
+
+def seen_within(config: Config, pieces: Pieces, weights_LBNTS: jax.Array, causal: bool) -> Seen:
+    """The weights of a text's attention to itself."""
+    weights_LNTS = np.asarray(weights_LBNTS[:, 0], np.float32)
+    return Seen(pieces, pieces, weights_LNTS, causal, sinks=config.model.attention_sinks)
+
+
+def looped(restored: Restored) -> Any:
+    """The network with its layers in a loop, which compiles in a tenth of the time."""
+    return build(override(restored.config, {"model.layers": "scan"}))
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(module: Any, params: Any, tokens_BT: jax.Array) -> jax.Array:
+    """What the network makes of texts of one length, [B,T,V]."""
+    return module.apply({"params": params}, tokens_BT)
 
 
 def read_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -52,7 +66,7 @@ def read_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def look_at_translation(
     module: Any, params: Any, tokenizer: Tokenizer, text: str, target: str | None = None, *, max_tokens: int
-) -> TranslationView:
+) -> Translation:
     """What a translator attends to while it translates `text` into `target`, or greedily, if that is None.
 
     Args:
@@ -71,18 +85,24 @@ def look_at_translation(
     else:
         written = [*tokenizer.encode(target), tokenizer.end_of_text]
     read = [*start, *written[:-1]]
-    places = {"alignment_LNTS": "layers/cross_attention/weights"}
+    places = {"alignment": "layers/cross_attention/weights"}
     if not is_recurrent(module.config):
-        places["encoder_LNSS"], places["decoder_LNTT"] = "encoder/layers/attention/weights", "layers/attention/weights"
+        places |= {"encoder": "encoder/layers/attention/weights", "decoder": "layers/attention/weights"}
     found = record(
         module, params, jnp.array([read], jnp.int32), list(places.values()), Source.of(jnp.array(sources, jnp.int32))
     )
-    return TranslationView(
-        [tokenizer.token_text(id) for id in sources[0]],
-        [tokenizer.token_text(id) for id in read],
-        [tokenizer.token_text(id) for id in written],
-        **{name: np.asarray(found[place][:, 0], np.float32) for name, place in places.items()},
-    )
+    named = {
+        name: Pieces.of(tokenizer, ids) for name, ids in (("source", sources[0]), ("read", read), ("written", written))
+    }
+    weights_LNTS = np.asarray(found[places["alignment"]][:, 0], np.float32)
+    sinks = module.config.model.attention_sinks
+    within = {
+        side: seen_within(module.config, named[text], found[places[side]], causal)
+        for side, text, causal in (("encoder", "source", False), ("decoder", "read", True))
+        if side in places
+    }
+    alignment = Seen(named["written"], named["source"], weights_LNTS, causal=False, sinks=sinks)
+    return Translation(alignment, named["read"].tokens, (sources[0], read), **within)
 
 
 def shown_pair(run: Run) -> Section:
@@ -90,11 +110,6 @@ def shown_pair(run: Run) -> Section:
     pairs = held_out_pairs(run.corpus, max(1, run.config.train.score_sentences))
     lengths = [len(run.tokenizer.encode(pair.source)) for pair in pairs]
     return next((pair for pair, length in zip(pairs, lengths, strict=True) if 10 <= length <= 25), pairs[0])
-
-
-def rounded(weights: np.ndarray) -> list[Any]:
-    """Attention weights as nested lists, with the six digits that float32 softmax is good for."""
-    return np.round(weights.astype(np.float64), 6).tolist()
 
 
 def count(params: Any) -> int:

@@ -113,17 +113,24 @@ def given_tokens(
     top: int,
 ) -> list[Chosen]:
     """Tokens that stand behind others, with their probabilities and the likeliest at their places."""
-    length = len(before) + len(given)
-    tokens_BT = np.zeros((1, bucket(length)), np.int32)
-    tokens_BT[0, :length] = [*before, *given]
-    sources = None if source is None else Source.of(jnp.array([source], jnp.int32))
-    logprobs_BTV = _log_probabilities(module, params, tokens_BT, np.int32(length), sources)
-    logprobs_TV = np.asarray(logprobs_BTV[0, len(before) - 1 : length - 1])
+    logprobs_TV = given_logprobs(module, params, before, given, source)
     result = []
     for id, logprobs_V in zip(given, logprobs_TV, strict=True):
         others = tuple(Token(*named(tokenizer, other, logprobs_V[other])) for other in likeliest(logprobs_V, top))
         result.append(Chosen(*named(tokenizer, np.int32(id), logprobs_V[id]), top=others))
     return result
+
+
+def given_logprobs(
+    module: Any, params: Any, before: Sequence[int], given: Sequence[int], source: Sequence[int] | None = None
+) -> np.ndarray:
+    """Natural logarithms of the probabilities of all tokens at the places of those `given`, [T,V] float32."""
+    length = len(before) + len(given)
+    tokens_BT = np.zeros((1, bucket(length)), np.int32)
+    tokens_BT[0, :length] = [*before, *given]
+    sources = None if source is None else Source.of(jnp.array([source], jnp.int32))
+    logprobs_BTV = _log_probabilities(module, params, tokens_BT, np.int32(length), sources)
+    return np.asarray(logprobs_BTV[0, len(before) - 1 : length - 1])
 
 
 def named(tokenizer: Tokenizer, id: np.integer, logprob: np.floating) -> tuple[int, str, float]:

@@ -6,14 +6,16 @@ Shapes: L layers, N heads, S tokens of the source, T tokens of the translation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
-from launch.views.attention import check, linked_chart, linked_png
-from launch.views.attention_panels import Seen, visible
-from launch.views.page import embed, escape, page
+from launch.views.attention import attention_charts, check, in_a_row, linked_charts
+from launch.views.attention_panels import Seen, linked_panels, with_heads
+from launch.views.knocked import Knocked
+from launch.views.pieces import visible
+from launch.views.view import View, rounded
 
 _MEANING = (
     "Each row of the heat map belongs to a token of the translation; it shows from which tokens of the source the "
@@ -26,82 +28,102 @@ _CAVEAT = (
     "a token that is looked at need not be the word that is translated, and a last token that all look at is often a "
     "place to look at nothing."
 )
+ALIGNMENT_TOLD = (_MEANING, _CAVEAT)
 
 
 @dataclass(frozen=True)
-class TranslationView:
-    """A translation and what was looked at to write it; arrays are float32, None where a network has no such layers."""
+class Translation:
+    """A translation and what was looked at to write it."""
 
-    source: Sequence[str]  # the S tokens of the sentence
-    read: Sequence[str]  # the T tokens that the decoder read: the start, then the translation
-    written: Sequence[str]  # the T tokens that it wrote: the translation, then its end
-    alignment_LNTS: np.ndarray
-    encoder_LNSS: np.ndarray | None = None
-    decoder_LNTT: np.ndarray | None = None
+    alignment: Seen  # from the written tokens, which end with the end of the text, to those of the source
+    read: Sequence[str]  # the tokens that the decoder read: the start, then the translation
+    ids: tuple[Sequence[int], Sequence[int]]  # the source and what was read, as numbers
+    encoder: Seen | None = None  # from the source to itself; None where a network has no such layers
+    decoder: Seen | None = None  # from what was read to itself
+
+    def with_mean(self) -> Seen:
+        """The alignment, with the mean over the heads as one more head if there are several."""
+        seen = self.alignment
+        check(seen)
+        weights_LNTS, several = seen.weights_LNTS, seen.weights_LNTS.shape[1] > 1
+        if several:
+            weights_LNTS = np.concatenate([weights_LNTS, weights_LNTS.mean(1, keepdims=True)], axis=1)
+        who = ("translation: what is written", "source: what is read")
+        return replace(seen, weights_LNTS=weights_LNTS, mean=several, who=who)
+
+    def shown(self) -> tuple[Seen, tuple[int, int], int]:
+        """What a still picture shows: between whole characters, a (layer, head), and the piece that is highlighted."""
+        seen = self.with_mean().in_pieces()
+        picked = (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1)
+        return seen, picked, _telling_token(seen.queries.tokens, seen.weights_LNTS[picked])
 
 
-def alignment_page(view: TranslationView, *, title: str, command: str, structure_svg: str, sinks: bool = False) -> str:
-    """A self-contained HTML page: the alignment, then who looks at whom within the source and within the translation.
+@dataclass(frozen=True)
+class AlignmentView(View):
+    """The alignment; on the page, also who looks at whom within the source and within the translation."""
 
-    `title`, `command` and `structure_svg` are as in `launch.views.attention.attention_page`, and so is `sinks`.
+    translation: Translation
+    knocked: Knocked | None = None  # at the token of the still picture; None where no head can be silenced
+
+    name: ClassVar[str] = "alignment"
+
+    def chart(self) -> dict[str, Any]:
+        """All heads, and the mean of one layer as lines and as a heat map.
+
+        Raises ValueError if the weights are not those of attention between the tokens.
+        """
+        seen, picked, token = self.translation.shown()
+        spec = linked_panels(seen, picked, token)
+        if self.knocked is not None:
+            spec = self.knocked.beside(spec, seen.names)
+        return in_a_row(with_heads(spec, seen, picked))
+
+    def subject(self) -> str:
+        """Which layer the still picture shows, and which token."""
+        seen, (layer, _), token = self.translation.shown()
+        heads = "the mean of all heads" if seen.mean else "the only head"
+        word = visible(seen.queries.tokens[token])
+        return f"orange: what {word} (token {token}) was written from, by {heads} of layer {layer}"
+
+    def hint(self) -> str:
+        """What was written."""
+        return f"written: {''.join(self.translation.alignment.queries.texts)}"
+
+    def embedded(self) -> str:
+        """The alignment, then the attention within either text."""
+        seen = self.translation
+        charts = "<h2>Alignment: what each word was written from</h2>\n"
+        charts += alignment_charts("alignment", seen, self.knocked)
+        if seen.encoder is not None:
+            charts += f"<h2>The source reads itself</h2>\n{attention_charts('encoder', seen.encoder)}"
+        if seen.decoder is not None:
+            charts += f"<h2>The translation reads what it has so far</h2>\n{attention_charts('decoder', seen.decoder)}"
+        return charts
+
+    def told(self) -> list[str]:
+        """What is seen in an alignment in plain words, and what is not."""
+        return list(ALIGNMENT_TOLD)
+
+    def numbers(self) -> dict[str, Any]:
+        """The tokens, and the weights by layer, head, query and key."""
+        seen = self.translation
+        named = {"alignment": seen.alignment, "encoder": seen.encoder, "decoder": seen.decoder}
+        weights = {name: rounded(part.weights_LNTS) for name, part in named.items() if part is not None}
+        tokens = {"source": seen.alignment.keys.tokens, "read": seen.read, "written": seen.alignment.queries.tokens}
+        return {name: list(of) for name, of in tokens.items()} | weights
+
+    def letters(self) -> str:
+        """Both texts."""
+        return super().letters() + self.hint()
+
+
+def alignment_charts(name: str, translation: Translation, knocked: Knocked | None = None) -> str:
+    """The interactive panels as HTML.
+
     Raises ValueError if the weights are not those of attention between the tokens.
     """
-    body = f"""<h1>{escape(title)}</h1>
-<pre>{escape("".join(view.source))}</pre>
-<pre>{escape("".join(view.written))}</pre>
-<h2>Alignment: what each word was written from</h2>
-{embed("alignment", alignment_chart(view, sinks=sinks))}
-{alignment_caption()}
-{_self_attention("encoder", "The source reads itself, in both directions", view.source, view.encoder_LNSS, sinks)}
-{_self_attention("decoder", "The translation reads what it has so far", view.read, view.decoder_LNTT, sinks)}
-<p class="quiet">Made by <code>{escape(command)}</code></p>
-<h2>The network</h2>
-<div class="drawing">{structure_svg}</div>"""
-    return page(title, body)
-
-
-def alignment_caption() -> str:
-    """HTML that says in plain words what is seen in an alignment, and what is not."""
-    return f'<p>{escape(_MEANING)}</p>\n<p class="quiet">{escape(_CAVEAT)}</p>'
-
-
-def alignment_chart(view: TranslationView, *, sinks: bool = False) -> dict[str, Any]:
-    """The interactive chart as a Vega-Lite specification for `launch.views.page.embed`; see `alignment_page`."""
-    seen = _seen(view, sinks)
-    return linked_chart(seen, (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1))
-
-
-def alignment_png(view: TranslationView, *, title: str, scale: float = 2, sinks: bool = False) -> bytes:
-    """A PNG, `scale` pixels to the point: all heads, and the mean of one layer as lines and as a heat map.
-
-    Raises ValueError as `alignment_page` does.
-    """
-    seen = _seen(view, sinks)
-    layer, mean = _telling_layer(seen), seen.weights_LNTS.shape[1] - 1
-    token = _telling_token(view.written, seen.weights_LNTS[layer, mean])
-    word = visible(view.written[token])
-    heads = "the mean of all heads" if seen.mean else "the only head"
-    subtitle = f"orange: what {word} (token {token}) was written from, by {heads} of layer {layer}"
-    return linked_png(seen, (layer, mean), token, title=title, subtitle=subtitle, scale=scale)
-
-
-def _self_attention(name: str, title: str, tokens: Sequence[str], weights_LNTT: np.ndarray | None, sinks: bool) -> str:
-    from launch.views.attention import attention_chart
-
-    if weights_LNTT is None:
-        return ""
-    chart = attention_chart(tokens, weights_LNTT, sinks=sinks, causal=name == "decoder")
-    return f"<h2>{escape(title)}</h2>\n{embed(name, chart)}"
-
-
-def _seen(view: TranslationView, sinks: bool) -> Seen:
-    """The alignment, with the mean over the heads as one more head if there are several."""
-    weights_LNTS, several = view.alignment_LNTS, view.alignment_LNTS.shape[1] > 1
-    check(Seen(view.written, view.source, weights_LNTS, causal=False), sinks)
-    if several:
-        weights_LNTS = np.concatenate([weights_LNTS, weights_LNTS.mean(1, keepdims=True)], axis=1)
-    who = ("translation: what is written", "source: what is read")
-    return Seen(view.written, view.source, weights_LNTS, causal=False, mean=several, who=who)
+    seen = translation.with_mean()
+    return linked_charts(name, seen, (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1), knocked)
 
 
 def _telling_layer(seen: Seen) -> int:

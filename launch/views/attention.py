@@ -6,19 +6,20 @@ Weights are softmax(QK^T/sqrt(d)) ("Attention Is All You Need", section 3.2.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from launch.views.attention_panels import Seen, is_wide, linked_panels, visible
-from launch.views.page import CHART_CONFIG, embed, escape, page
+from launch.views.attention_panels import Seen, linked_panels, unpacking, with_heads
+from launch.views.knocked import Knocked
+from launch.views.packed import packed
+from launch.views.page import embed, escape
+from launch.views.pieces import visible
+from launch.views.view import View, rounded, token_by_token
 
 _SUM_TOLERANCE = 1e-3
-
-# For pictures made without a browser: vl-convert takes the first family that is installed for the whole text.
-_FONTS = "DejaVu Sans, sans-serif"
-_FONTS_CJK = "Noto Sans CJK SC, Noto Sans SC, PingFang SC, Microsoft YaHei, sans-serif"
+_WIDE = 600  # Points.
 
 _MEANING = (
     "Each row of the heat map is softmax(QKᵀ/√d) for one token: the token’s query is compared with the key of {keys}, "
@@ -28,7 +29,8 @@ _MEANING = (
 )
 _CAUSAL = {
     "keys": "itself and of every token before it",
-    "order": "A causal model cannot look ahead, so nothing stands above the diagonal. ",
+    "order": "A causal model cannot look ahead: nothing stands above the diagonal, and the row of a word is the same "
+    "whatever follows, so what “it” reads cannot depend on the words behind “it”. ",
 }
 _BOTH_WAYS = {"keys": "every token, before and behind it", "order": ""}
 _CAVEAT = (
@@ -37,109 +39,119 @@ _CAVEAT = (
 )
 
 
-def attention_page(
-    tokens: Sequence[str],
-    weights_LNTS: np.ndarray,
-    *,
-    title: str,
-    command: str,
-    structure_svg: str,
-    sinks: bool = False,
-    causal: bool = True,
-) -> str:
-    """A self-contained HTML page on which hovering a token shows where each head looks.
+@dataclass(frozen=True)
+class HeadsView(View):
+    """All heads, and one at a time as lines and as a heat map, with what knocking it out does."""
 
-    `tokens` are the T pieces of the text; `weights_LNTS` are float attention weights [L, N, T, T]; `title` names the
-    model and `command` is what made the page (both text); `structure_svg` is an SVG drawing, put in as it is. With
-    `sinks` (config.model.attention_sinks) rows may sum to less than 1: the rest went to the head's sink. With `causal`
-    False tokens may look ahead.
-    Raises ValueError if the weights are not those of such attention over `tokens`.
+    seen: Seen
+    knocked: Knocked | None = None  # None for a network without a next token
+
+    name: ClassVar[str] = "heads"
+
+    def chart(self) -> dict[str, Any]:
+        """All heads, and one telling head with one of its tokens highlighted.
+
+        Raises ValueError if the weights are not those of such attention over the tokens.
+        """
+        check(self.seen)
+        seen = self.seen.in_pieces()
+        picked = telling_head(seen.weights_LNTS)
+        spec = linked_panels(seen, picked, telling_token(seen, picked))
+        if self.knocked is not None:
+            spec = self.knocked.beside(spec, seen.names)
+        return in_a_row(with_heads(spec, seen, picked))
+
+    def subject(self) -> str:
+        """Which head the still picture shows, and which token looks."""
+        seen = self.seen.in_pieces()
+        layer, head = picked = telling_head(seen.weights_LNTS)
+        token = telling_token(seen, picked)
+        return (
+            f"orange: where {visible(seen.queries.tokens[token])} (token {token}) looks in layer {layer}, head {head}"
+        )
+
+    def hint(self) -> str:
+        """What there is on the page, and how to see it."""
+        layers, heads = self.seen.weights_LNTS.shape[:2]
+        return (
+            f"{layers} layers × {heads} heads over {len(self.seen.queries.tokens)} tokens. Click a small picture to "
+            "pick its head; hover a token, or a cell of the heat map, to see where that token looks; hover on the "
+            "right-hand side to see who looks there."
+        )
+
+    def embedded(self) -> str:
+        """The panels, in whole characters, and by token where that differs."""
+        return attention_charts("attention", self.seen, self.knocked)
+
+    def told(self) -> list[str]:
+        """What is seen in the panels, and what is not."""
+        return attention_told(self.seen)
+
+    def numbers(self) -> dict[str, Any]:
+        """The weights by layer, head, query and key, and what each head does to the prediction."""
+        numbers = {"tokens": list(self.seen.queries.tokens), "weights": rounded(self.seen.weights_LNTS)}
+        return numbers if self.knocked is None else numbers | {"knocked_out": self.knocked.numbers()}
+
+
+def attention_told(seen: Seen) -> list[str]:
+    """What is seen in the attention charts in plain words, and what is not."""
+    meaning = _MEANING.format(**(_CAUSAL if seen.causal else _BOTH_WAYS))
+    sink = " In this model each head also has a sink, which takes a share that is not drawn." if seen.sinks else ""
+    return [meaning + sink, _CAVEAT]
+
+
+def attention_charts(name: str, seen: Seen, knocked: Knocked | None = None) -> str:
+    """The interactive panels as HTML, with a telling head picked.
+
+    Raises ValueError if the weights are not those of such attention over the tokens.
     """
-    layers, heads = weights_LNTS.shape[:2] if weights_LNTS.ndim == 4 else (0, 0)
-    chart = embed("attention", attention_chart(tokens, weights_LNTS, sinks=sinks, causal=causal))
-    body = f"""<h1>{escape(title)}</h1>
-<p class="quiet">{layers} layers × {heads} heads over {len(tokens)} tokens. Click a small picture to pick its head;
-hover a token, or a cell of the heat map, to see where that token looks; hover on the right-hand side to see who looks
-there.</p>
-<pre>{escape("".join(tokens))}</pre>
-{chart}
-{attention_caption(sinks, causal)}
-<p class="quiet">Made by <code>{escape(command)}</code></p>
-<h2>The network</h2>
-<div class="drawing">{structure_svg}</div>"""
-    return page(title, body)
+    check(seen)
+    return linked_charts(name, seen, telling_head(seen.weights_LNTS), knocked)
 
 
-def attention_caption(sinks: bool = False, causal: bool = True) -> str:
-    """HTML that says in plain words what is seen in the attention charts, and what is not."""
-    meaning = _MEANING.format(**(_CAUSAL if causal else _BOTH_WAYS))
-    sink = " In this model each head also has a sink, which takes a share that is not drawn." if sinks else ""
-    return f'<p>{escape(meaning + sink)}</p>\n<p class="quiet">{escape(_CAVEAT)}</p>'
+def linked_charts(name: str, seen: Seen, picked: tuple[int, int], knocked: Knocked | None = None) -> str:
+    """The interactive panels as HTML: of whole characters, and of tokens if these differ; with the weights."""
+    id = f"{name}-weights"
+    weights = f'<div hidden id="{escape(id)}">{packed(seen.weights_LNTS, seen.causal)}</div>'
+    spec = linked_page(seen.in_pieces(), picked, knocked)
+    charts = embed(name, spec | {"usermeta": unpacking(seen, id, by_token=not seen.split)})
+    if seen.split:
+        by_token = linked_page(seen, picked, knocked) | {"usermeta": unpacking(seen, id, by_token=True)}
+        charts += token_by_token(name, by_token)
+    return weights + charts
 
 
-def attention_chart(
-    tokens: Sequence[str], weights_LNTS: np.ndarray, *, sinks: bool = False, causal: bool = True
-) -> dict[str, Any]:
-    """The interactive chart as a Vega-Lite specification for `launch.views.page.embed`; see `attention_page`."""
-    seen = Seen(tokens, tokens, weights_LNTS, causal)
-    check(seen, sinks)
-    return linked_chart(seen, _telling_head(weights_LNTS))
-
-
-def linked_chart(seen: Seen, picked: tuple[int, int]) -> dict[str, Any]:
-    """The three panels for a page, with the (layer, head) `picked` at first."""
+def linked_page(seen: Seen, picked: tuple[int, int], knocked: Knocked | None) -> dict[str, Any]:
+    """The panels for a page, side by side where the window has room, else one below the other."""
     spec = linked_panels(seen, picked)
-    # Side by side where the window has room, else one below the other. Vega lays out by a signal, for which
-    # neither Altair nor Vega-Lite has a word, but Vega-Lite hands this one on.
-    grid, lines, heat_map = (panel["width"] + 80 for panel in spec["concat"])  # with labels and a share of the margins
-    two, three = max(grid, heat_map) + lines, grid + lines + heat_map
-    columns = f"windowSize()[0] > {three} ? 3 : windowSize()[0] > {two} ? 2 : 1"
-    spec["params"].append({"name": "panel_columns", "expr": columns})
-    spec["columns"] = {"signal": "panel_columns"}
-    return spec
+    if knocked is not None:
+        spec = knocked.beside(spec, seen.names)
+    # Vega lays out by a signal, for which neither Altair nor Vega-Lite has a word, but Vega-Lite hands this one on.
+    widths = [panel["width"] + 80 for panel in spec["concat"]]  # with labels and a share of the margins
+    columns = "1"
+    for count in range(2, len(widths) + 1):
+        needed = max(sum(widths[first : first + count]) for first in range(0, len(widths), count))
+        columns = f"windowSize()[0] > {needed} ? {count} : {columns}"
+    return spec | {
+        "params": [*spec["params"], {"name": "panel_columns", "expr": columns}],
+        "columns": {"signal": "panel_columns"},
+    }
 
 
-def attention_png(
-    tokens: Sequence[str],
-    weights_LNTS: np.ndarray,
-    *,
-    title: str,
-    scale: float = 2,
-    sinks: bool = False,
-    causal: bool = True,
-) -> bytes:
-    """A PNG, `scale` pixels to the point: all heads, and one telling head as lines and as a heat map.
-
-    The head is one that looks at particular tokens some way off; where one of its tokens looks is highlighted.
-    Raises ValueError as `attention_page` does.
-    """
-    seen = Seen(tokens, tokens, weights_LNTS, causal)
-    check(seen, sinks)
-    layer, head = _telling_head(weights_LNTS)
-    token = _telling_token(tokens, weights_LNTS[layer, head])
-    subtitle = f"orange: where {visible(tokens[token])} (token {token}) looks in layer {layer}, head {head}"
-    return linked_png(seen, (layer, head), token, title=title, subtitle=subtitle, scale=scale)
+def in_a_row(spec: dict[str, Any]) -> dict[str, Any]:
+    """The panels for a still picture: side by side, below the small pictures if these are of a deep network."""
+    grid, *others = spec["concat"]
+    grid |= {"title": "All heads"}
+    if grid["width"] > _WIDE:
+        below = {"concat": others, "columns": len(others), "spacing": 28, "resolve": spec["resolve"]}
+        return {name: part for name, part in spec.items() if name != "concat"} | {"vconcat": [grid, below]}
+    return spec | {"columns": len(others) + 1, "concat": [grid, *others]}
 
 
-def linked_png(seen: Seen, picked: tuple[int, int], looking: int, *, title: str, subtitle: str, scale: float) -> bytes:
-    """The three panels as a PNG, with the (layer, head) `picked` and the query `looking` highlighted."""
-    import altair as alt
-    import vl_convert
-
-    spec = linked_panels(seen, picked, looking)
-    spec["columns"] = 3
-    spec["concat"][0]["title"] = "All heads"
-    spec["background"] = "white"
-    wide = any(map(is_wide, "".join([*seen.queries, *seen.keys])))
-    spec["config"] = CHART_CONFIG | {"font": _FONTS_CJK if wide else _FONTS}
-    spec["padding"] = 20
-    spec["title"] = alt.TitleParams(title, subtitle=subtitle).to_dict()
-    return vl_convert.vegalite_to_png(spec, scale=scale)
-
-
-def check(seen: Seen, sinks: bool = False) -> None:
-    """Raises ValueError unless these are weights of attention between the tokens; `sinks` as in `attention_page`."""
-    weights_LNTS, shape, lengths = seen.weights_LNTS, seen.weights_LNTS.shape, (len(seen.queries), len(seen.keys))
+def check(seen: Seen) -> None:
+    """Raises ValueError unless these are weights of attention between the tokens."""
+    weights_LNTS, shape = seen.weights_LNTS, seen.weights_LNTS.shape
+    lengths = (len(seen.queries.tokens), len(seen.keys.tokens))
     if len(shape) != 4 or shape[2:] != lengths or 0 in shape:
         raise ValueError(
             f"attention weights have shape {shape}; for {lengths[0]} tokens they must be "
@@ -148,7 +160,7 @@ def check(seen: Seen, sinks: bool = False) -> None:
     if np.isnan(weights_LNTS).any() or weights_LNTS.min() < 0:
         raise ValueError("attention weights must be numbers of at least 0; take them after the softmax")
     error_LNT = weights_LNTS.sum(-1, dtype=np.float64) - 1
-    error_LNT = np.maximum(error_LNT, 0) if sinks else np.abs(error_LNT)
+    error_LNT = np.maximum(error_LNT, 0) if seen.sinks else np.abs(error_LNT)
     if error_LNT.max() > _SUM_TOLERANCE:
         layer, head, query = np.unravel_index(error_LNT.argmax(), error_LNT.shape)
         raise ValueError(
@@ -164,7 +176,7 @@ def check(seen: Seen, sinks: bool = False) -> None:
         )
 
 
-def _telling_head(weights_LNTS: np.ndarray) -> tuple[int, int]:
+def telling_head(weights_LNTS: np.ndarray) -> tuple[int, int]:
     """The (layer, head) whose tokens look hardest at one token that is not the first, nor itself, nor next to it.
 
     Those are what most heads look at in any text, so a head that looks elsewhere says more about this one.
@@ -174,11 +186,11 @@ def _telling_head(weights_LNTS: np.ndarray) -> tuple[int, int]:
     return int(layer), int(head)
 
 
-def _telling_token(tokens: Sequence[str], weights_TS: np.ndarray) -> int:
+def telling_token(seen: Seen, picked: tuple[int, int]) -> int:
     """The query in the later half that looks hardest a few tokens off, a word rather than a sign."""
-    score_T = _far(weights_TS, 3)[:, 1:].max(-1, initial=0)
-    score_T += [any(map(str.isalnum, token)) for token in tokens]
-    half = len(tokens) // 2
+    score_T = _far(seen.weights_LNTS[picked], 3)[:, 1:].max(-1, initial=0)
+    score_T += [any(map(str.isalnum, token)) for token in seen.queries.tokens]
+    half = len(score_T) // 2
     return half + int(score_T[half:].argmax())
 
 

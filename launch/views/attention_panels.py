@@ -7,86 +7,111 @@ selections.
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
-import unicodedata
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.views.page import BLUE, CHART_CONFIG, ORANGE
+from launch.views.packed import cells
+from launch.views.page import BLUE, CHART_CONFIG, ORANGE, panel
+from launch.views.pieces import Pieces, is_wide, merged, visible
+from launch.views.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     import altair as alt
 
 _UNITS = 1000  # weights travel as whole thousandths: three decimals are more than an eye can tell apart
-_SIGNS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
-
-
-def visible(token: str) -> str:
-    """`token` with its white space shown as signs (␣ ↵ ␍ ⇥) and an empty one as ∅."""
-    return "".join(_SIGNS.get(character, character) for character in token) or "∅"
-
-
-def is_wide(character: str) -> bool:
-    """Whether a character takes two columns, as Chinese ones do."""
-    return unicodedata.east_asian_width(character) in "WF"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the panels show."""
+    """Who looks at whom, and how much: the attention weights of all heads."""
 
-    queries: Sequence[str]  # the T tokens that look
-    keys: Sequence[str]  # the S tokens that are looked at
-    weights_LNTS: np.ndarray  # float, not checked here
+    queries: Pieces  # of the T tokens that look
+    keys: Pieces  # of the S tokens that are looked at
+    weights_LNTS: np.ndarray  # float32, not checked here
     causal: bool = True  # queries and keys are the same tokens, and none looks ahead
+    sinks: bool = False  # rows may sum to less than 1: the rest went to the head's sink (config.model.attention_sinks)
     mean: bool = False  # whether the last head is the mean of the others
     who: tuple[str, str] = ("query: who looks", "key: at whom")  # what both axes are called
+
+    @property
+    def names(self) -> list[Any]:
+        """What the heads are called. Altair sorts numbers, or it sorts strings."""
+        heads = self.weights_LNTS.shape[1]
+        return [*map(str, range(heads - 1)), "mean"] if self.mean else list(range(heads))
+
+    @property
+    def split(self) -> bool:
+        """Whether characters are cut into tokens."""
+        return self.queries.split or self.keys.split
+
+    def in_pieces(self) -> Seen:
+        """The same between whole characters instead of tokens."""
+        if not self.split:
+            return self
+        whole = {"queries": Pieces.whole(self.queries.texts), "keys": Pieces.whole(self.keys.texts)}
+        return replace(self, **whole, weights_LNTS=merged(self.weights_LNTS, self.queries, self.keys))
 
 
 def linked_panels(seen: Seen, picked: tuple[int, int], looking: int | None = None) -> dict[str, Any]:
     """A Vega-Lite specification of the three panels, with `concat`, `params`, `datasets` and `config`.
 
-    `picked` is the (layer, head) shown at first; `looking` is a query that is highlighted from the start.
+    `picked` is the (layer, head) shown at first; `looking` is a query that is highlighted from the start. The tokens
+    are shown one by one. The weights are not yet there: see `with_heads` and `linked_page`.
     """
     import altair as alt
 
-    layers, heads = seen.weights_LNTS.shape[:2]
-    # Altair sorts numbers, or it sorts strings.
-    names: list[Any] = [*map(str, range(heads - 1)), "mean"] if seen.mean else list(range(heads))
-    spec: dict[str, Any] = {
+    return {
         "$schema": alt.SCHEMA_URL,
-        "concat": _panels(seen, names),
+        "concat": _panels(seen),
         "params": [
-            {"name": "tokens", "value": [visible(token) for token in seen.queries]},
-            {"name": "keys", "value": [visible(token) for token in seen.keys]},
-            *_selections((picked[0], names[picked[1]]), looking),
+            {"name": "tokens", "value": [visible(token) for token in seen.queries.tokens]},
+            {"name": "keys", "value": [visible(token) for token in seen.keys.tokens]},
+            *_selections((picked[0], seen.names[picked[1]]), looking),
         ],
         "resolve": {"scale": {"opacity": "independent", "strokeWidth": "independent"}},
         "spacing": 28,
+        "align": "none",  # Rows of panels need not line up.
         "config": CHART_CONFIG,
+        "datasets": {
+            "queries": [{"query": place} for place in range(len(seen.queries.tokens))],
+            "keys": [{"key": place} for place in range(len(seen.keys.tokens))],
+        },
     }
-    T, S = len(seen.queries), len(seen.keys)
-    cells = np.tril_indices(T) if seen.causal else np.indices((T, S)).reshape(2, -1)
-    units_LNC = np.rint(seen.weights_LNTS[..., *cells] * _UNITS).astype(int)
-    spec["datasets"] = {
-        "heads": [
-            {"layer": layer, "head": names[head], "units": units_LNC[layer, head].tolist()}
-            for layer, head in np.ndindex(layers, heads)
-        ],
-        "pictures": [
-            {"layer": layer, "head": names[head], "picture": _picture(seen.weights_LNTS[layer, head], seen.causal)}
-            for layer, head in np.ndindex(layers, heads)
-        ],
-        "queries": [{"query": place} for place in range(T)],
-        "keys": [{"key": place} for place in range(S)],
-    }
-    return spec
+
+
+def with_heads(spec: dict[str, Any], seen: Seen, picked: tuple[int, int]) -> dict[str, Any]:
+    """The panels with data for a still picture: small pictures of all heads, the weights of the one `picked`."""
+    weights_LNTS, (layer, head) = seen.weights_LNTS, picked
+    T, S = weights_LNTS.shape[2:]
+    rows, columns = cells(T, S, seen.causal)
+    units_C = np.rint(weights_LNTS[layer, head, rows, columns] * _UNITS).astype(int)
+    heads = [{"layer": layer, "head": seen.names[head], "units": units_C.tolist()}]
+    return spec | {"datasets": spec["datasets"] | {"heads": heads, "pictures": pictures(seen)}}
+
+
+def pictures(seen: Seen) -> list[dict[str, Any]]:
+    """Small pictures of all heads, as data."""
+    return [
+        {"layer": layer, "head": name, "picture": thumbnail(seen.weights_LNTS[layer, number], seen.causal)}
+        for layer in range(len(seen.weights_LNTS))
+        for number, name in enumerate(seen.names)
+    ]
+
+
+def unpacking(seen: Seen, id: str, by_token: bool) -> dict[str, Any]:
+    """What `charts.js` has to know to put the weights into the panels, from the bytes in the page's element `id`."""
+    T, S = seen.weights_LNTS.shape[2:]
+    merge = None if by_token else [list(seen.queries.starts), list(seen.keys.starts)]
+    return {
+        "packed": {
+            "id": id, "layers": len(seen.weights_LNTS), "names": seen.names, "queries": T, "keys": S,
+            "causal": seen.causal, "merge": merge, "blue": BLUE,
+        }
+    }  # fmt: skip
 
 
 def _selections(picked: tuple[int, int | str], looking: int | None) -> list[dict[str, Any]]:
@@ -120,18 +145,18 @@ def _selections(picked: tuple[int, int | str], looking: int | None) -> list[dict
     ]
 
 
-def _panels(seen: Seen, names: list[Any]) -> list[dict[str, Any]]:
+def _panels(seen: Seen) -> list[dict[str, Any]]:
     """The grid of heads, the lines and the heat map; `_selections` ties them."""
     import altair as alt
 
-    step = max(8, min(24, 520 // max(len(seen.queries), len(seen.keys))))
-    query = f"floor((datum.number - 1) / {len(seen.keys)})"
-    key = f"(datum.number - 1) % {len(seen.keys)}"
+    step = max(8, min(24, 520 // max(len(seen.queries.tokens), len(seen.keys.tokens))))
+    query = f"floor((datum.number - 1) / {len(seen.keys.tokens)})"
+    key = f"(datum.number - 1) % {len(seen.keys.tokens)}"
     if seen.causal:
         query = "floor((sqrt(8 * datum.number - 7) - 1) / 2)"
         key = "datum.number - 1 - datum.query * (datum.query + 1) / 2"
     # Only the picked head is unpacked from its row of thousandths: entry i of its cells, row after row.
-    cells = (
+    unfolded = (
         alt.Chart(alt.NamedData("heads"))
         .transform_filter({"param": "pick"})
         .transform_flatten(["units"])
@@ -144,36 +169,41 @@ def _panels(seen: Seen, names: list[Any]) -> list[dict[str, Any]]:
             at="keys[datum.key] + '  (' + datum.key + ')'",
         )
     )
-    return [_grid(len(seen.weights_LNTS), names), _lines(cells, seen, step), _heat_map(cells, seen, step)]
+    grid = pictures_panel(len(seen.weights_LNTS), seen.names, "All heads", "click one to pick it")
+    return [grid, _lines(unfolded, seen, step), _heat_map(unfolded, seen, step)]
 
 
-def _grid(layers: int, names: list[Any]) -> dict[str, Any]:
-    """All heads as small pictures, rows layers, columns heads; a click picks one."""
+def pictures_panel(layers: int, names: list[Any], title: str, subtitle: str) -> dict[str, Any]:
+    """All heads as small pictures; a click picks one. Rows are layers, or columns if there are many."""
     import altair as alt
 
-    heads = len(names)
-    size = max(28, min(64, 384 // heads))
-    head = alt.X("head:O", title="head", sort=names, axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
-    layer = alt.Y("layer:O", title="layer", axis=alt.Axis(domain=False, ticks=False))
+    deep = layers > max(12, len(names))
+    columns, rows = (layers, len(names)) if deep else (len(names), layers)
+    size = max(32, min(64, 384 // columns))
+    across, down = ("layer", "head") if deep else ("head", "layer")
+    axis = alt.Axis(labelAngle=0, domain=False, ticks=False, grid=False)
+    scale = alt.Scale(paddingInner=0.12, paddingOuter=0.06)
+    sort = {"head": names, "layer": "ascending"}
     base = alt.Chart(alt.NamedData("pictures")).encode(
-        x=head.scale(paddingInner=0.12, paddingOuter=0.06), y=layer.scale(paddingInner=0.12, paddingOuter=0.06)
+        x=alt.X(f"{across}:O", title=across, sort=sort[across], axis=axis, scale=scale),
+        y=alt.Y(f"{down}:O", title=down, sort=sort[down], axis=axis, scale=scale),
     )
-    pictures = base.mark_image(width=size * 0.88, height=size * 0.88, aspect=False).encode(url="picture:N")
+    images = base.mark_image(width=size * 0.88, height=size * 0.88, aspect=False).encode(url="picture:N")
     frames = (
         base.mark_rect(fill=BLUE, fillOpacity=0.03, cursor="pointer", cornerRadius=2)
         .encode(
-            stroke=_either({"param": "pick"}, ORANGE, "currentColor"),
-            strokeWidth=_either({"param": "pick"}, 3, 0.5),
-            strokeOpacity=_either({"param": "pick"}, 1, 0.3),
+            stroke=_either({"param": "pick", "empty": False}, ORANGE, "currentColor"),
+            strokeWidth=_either({"param": "pick", "empty": False}, 3, 0.5),
+            strokeOpacity=_either({"param": "pick", "empty": False}, 1, 0.3),
             tooltip=["layer:O", "head:O"],
         )
         .properties(name="frames")
     )
     return _panel(
-        alt.layer(pictures, frames),
-        width=heads * size,
-        height=layers * size,
-        title=alt.TitleParams("All heads", subtitle="click one to pick it"),
+        alt.layer(images, frames),
+        width=columns * size,
+        height=rows * size,
+        title=alt.TitleParams(title, subtitle=subtitle),
     )
 
 
@@ -181,8 +211,8 @@ def _lines(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
     """Queries left, keys right, and a line for each weight that can be seen."""
     import altair as alt
 
-    label = _label_width([*seen.queries, *seen.keys], step)
-    width, length = 280, max(len(seen.queries), len(seen.keys))
+    label = _label_width([*seen.queries.tokens, *seen.keys.tokens], step)
+    width, length = 280, max(len(seen.queries.tokens), len(seen.keys.tokens))
     left, right, font = label + 6, width - label - 6, _font_size(step)
     scale = alt.Scale(domain=[-0.5, length - 0.5], reverse=True, nice=False, zero=False)
     at_query = alt.Y("query:Q", scale=scale, axis=None)
@@ -256,7 +286,7 @@ def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
     """Queries down, keys across; the row of a hovered query and the column of a hovered key are framed."""
     import altair as alt
 
-    height, width = len(seen.queries) * step, len(seen.keys) * step
+    height, width = len(seen.queries.tokens) * step, len(seen.keys.tokens) * step
 
     def axis(names: str, tokens: Sequence[str]) -> dict[str, Any]:
         return {
@@ -267,8 +297,8 @@ def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
             "scale": alt.Scale(domain=list(range(len(tokens))), paddingInner=0, paddingOuter=0),
         }  # fmt: skip
 
-    key = alt.X("key:O", title=seen.who[1], **axis("keys", seen.keys))
-    query = alt.Y("query:O", title=seen.who[0], **axis("tokens", seen.queries))
+    key = alt.X("key:O", title=seen.who[1], **axis("keys", seen.keys.tokens))
+    query = alt.Y("query:O", title=seen.who[0], **axis("tokens", seen.queries.tokens))
     heat = (
         cells.mark_rect(color=BLUE)
         .encode(
@@ -304,8 +334,7 @@ def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
 
 
 def _panel(chart: alt.LayerChart | alt.FacetChart, **properties: Any) -> dict[str, Any]:
-    spec = chart.properties(**properties).to_dict()
-    return {key: part for key, part in spec.items() if key not in ("$schema", "config")}
+    return panel(chart.properties(**properties))
 
 
 def _either(test: str | dict[str, Any], then: object, otherwise: object) -> Any:
@@ -321,35 +350,3 @@ def _label_width(tokens: Sequence[str], step: float) -> int:
     """Points that the longest token needs, within reason; a Chinese character is about twice as wide as a Latin one."""
     wide = max(sum(1.0 if is_wide(character) else 0.62 for character in visible(token)) for token in tokens)
     return min(90, math.ceil(wide * _font_size(step)) + 4)
-
-
-def _picture(weights_TS: np.ndarray, causal: bool) -> str:
-    """One head as a small PNG in a data URL: blue whose opacity grows with the weight's square root.
-
-    A picture for each head keeps thirty heads of thousands of cells quick to draw, which as marks they are not.
-    """
-    T, S = weights_TS.shape
-    pool = -(-max(T, S) // 96)  # each pixel shows the largest of pool x pool weights, so that no bright cell is lost
-    pooled_TS = np.pad(weights_TS, ((0, -T % pool), (0, -S % pool)))
-    down, across = len(pooled_TS) // pool, pooled_TS.shape[1] // pool
-    pooled_TS = pooled_TS.reshape(down, pool, across, pool).max((1, 3))
-    level_TS = 1 + np.rint(14 * np.sqrt(np.clip(pooled_TS, 0, 1))).astype(np.uint8)
-    level_TS = np.tril(level_TS) if causal else level_TS
-    level_TS = level_TS.repeat(-(-96 // down), 0).repeat(-(-96 // across), 1)  # nearest neighbour: browsers would blur
-    opacity = [0, *(round(255 * (0.05 + 0.95 * level / 14)) for level in range(15))]
-    colour = bytes.fromhex(BLUE[1:])
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width = level_TS.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in level_TS)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        + chunk(b"PLTE", colour * 16)
-        + chunk(b"tRNS", bytes(opacity))
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
-    )
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import functools
 import html
+import importlib.resources
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import altair as alt
 
 # Blue and orange stay apart for every common kind of colour-blindness, and both stand out on white and on black.
 BLUE = "#3b82e0"
@@ -81,13 +85,14 @@ div.chart.vega-embed { display: block; padding-right: 0; }
 @media (max-width: 600px) { body { padding: 16px 12px 48px; } h1 { font-size: 20px; } }
 """
 
-# The few lines that are ours: Vega-Embed has no way to find its charts by itself.
-_EMBED = """
-for (const spec of document.querySelectorAll('script[data-chart]'))
-  vegaEmbed('#' + spec.dataset.chart, JSON.parse(spec.textContent),
-            {renderer: 'svg', actions: {export: true, source: false, compiled: false, editor: false}})
-    .catch(error => { document.getElementById(spec.dataset.chart).textContent = 'This chart failed: ' + error; });
-"""
+
+def panel(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """A chart as a part of a Vega-Lite specification, with its data in it."""
+    import altair as alt
+
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        spec = chart.to_dict()
+    return {key: part for key, part in spec.items() if key not in ("$schema", "config")}
 
 
 def escape(value: object) -> str:
@@ -96,7 +101,7 @@ def escape(value: object) -> str:
 
 
 def embed(name: str, spec: Mapping[str, Any]) -> str:
-    """A place for the Vega-Lite chart `spec`, with its specification beside it.
+    """A place for the Vega-Lite chart `spec`, with its specification beside it; `charts.js` draws it.
 
     The JSON holds no `<`, so that no text within it can end the script element.
     Raises ValueError if a number in `spec` is not finite (JSON has no NaN).
@@ -124,7 +129,7 @@ def page(title: str, body: str, style: str = "") -> str:
 <body>
 {body}
 <script>{_bundle()}</script>
-<script>{_EMBED}</script>
+<script>{_drawing()}</script>
 </body>
 </html>
 """
@@ -138,3 +143,9 @@ def _bundle() -> str:
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version).replace("</script", "<\\/script")
+
+
+@functools.cache
+def _drawing() -> str:
+    """Our own lines."""
+    return importlib.resources.files("launch.views").joinpath("charts.js").read_text("utf-8")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.views.alignment import TranslationView, alignment_caption, alignment_chart
-from launch.views.attention import attention_caption, attention_chart
-from launch.views.attention_panels import visible
+from launch.views.alignment import ALIGNMENT_TOLD, Translation, alignment_charts
+from launch.views.attention import attention_charts, attention_told
+from launch.views.attention_panels import Seen
 from launch.views.page import BLUE, CHART_CONFIG, ORANGE, embed, escape, page
+from launch.views.pieces import visible
 
 if TYPE_CHECKING:
     import altair as alt
@@ -56,7 +57,7 @@ class Translations:
     scores: Mapping[str, Mapping[str, Any]]  # name -> what `train.translation.score` returns; baselines and the network
     best: str  # which of them is the result
     shown: Sequence[Mapping[str, str]]  # {"source", "translation", "reference"}
-    view: TranslationView  # how one of them was translated
+    view: Translation  # how one of them was translated
     reference: str  # and how it should have been
 
 
@@ -72,8 +73,7 @@ class Report:
     baselines: Mapping[str, float]  # name -> bits per byte on the held-out text
     bits_per_byte: float  # the model's own, at the end
     tables: Sequence[Mapping[str, Any]]  # {"prompt", "tokens": [{"text", "logprob", "top": [{"text", "logprob"}]}]}
-    attention_tokens: Sequence[str]
-    attention_weights_LNTS: np.ndarray | None  # float32, T = S; None for a network without attention
+    attention: Seen | None  # of a held-out text; None for a network without attention
     structure_svg: str
     facts: Sequence[tuple[str, str]]  # (name, value) such as ("parameters", "4.1 M")
     translations: Translations | None = None  # of a network that translates
@@ -82,8 +82,7 @@ class Report:
 def report_page(report: Report) -> str:
     """The report as a self-contained HTML page.
 
-    Raises ValueError if the attention weights are not those of attention over the tokens, causal unless the config's
-    network is an encoder.
+    Raises ValueError if the attention weights are not those of attention over the tokens.
     """
     name = str(report.config.get("name", "run"))
     config = json.dumps(report.config, indent=2, ensure_ascii=False)
@@ -94,10 +93,8 @@ def report_page(report: Report) -> str:
         _translations(report.translations) if report.translations else "",
         f"<h2>Samples through training</h2>\n{_samples(report.samples)}" if report.samples else "",
         f"<h2>What comes next</h2>\n{_tables(report.tables)}" if report.tables else "",
-        _alignment(report) if report.translations else "",
-        _attention(report.attention_tokens, report.attention_weights_LNTS, report)
-        if report.attention_weights_LNTS is not None
-        else "",
+        _alignment(report.translations) if report.translations else "",
+        _attention(report.attention) if report.attention is not None else "",
         f'<h2>The network</h2>\n<div class="drawing">{report.structure_svg}</div>',
         f"<h2>How to make it again</h2>\n<pre>{escape(report.command)}</pre>",
         f"<details><summary>The resolved config</summary><pre>{escape(config)}</pre></details>",
@@ -270,15 +267,14 @@ each token of the source the likeliest one of the translation, by IBM model 1 on
 <th>{escape(target)}, reference</th></tr>{rows}</table>"""
 
 
-def _alignment(report: Report) -> str:
-    assert report.translations is not None
-    view, sinks = report.translations.view, _has_sinks(report)
+def _alignment(translations: Translations) -> str:
+    seen = translations.view.alignment
     return f"""<h2>What each word was written from</h2>
-<pre>{escape("".join(view.source))}</pre>
-<pre>{escape("".join(view.written))}</pre>
-<p class="quiet">Reference: {escape(report.translations.reference)}</p>
-{embed("alignment", alignment_chart(view, sinks=sinks))}
-{alignment_caption()}"""
+<pre>{escape("".join(seen.keys.texts))}</pre>
+<pre>{escape("".join(seen.queries.texts))}</pre>
+<p class="quiet">Reference: {escape(translations.reference)}</p>
+{alignment_charts("alignment", translations.view)}
+{_told(ALIGNMENT_TOLD)}"""
 
 
 def _tables(tables: Sequence[Mapping[str, Any]]) -> str:
@@ -309,17 +305,15 @@ def _card(token: Mapping[str, Any]) -> str:
     return f'<div class="card"><h3>{escape(visible(token["text"]))}<span>{chosen:.0%}</span></h3>{rows}</div>'
 
 
-def _attention(tokens: Sequence[str], weights_LNTS: np.ndarray, report: Report) -> str:
-    layers, heads = weights_LNTS.shape[:2]
-    sinks, causal = _has_sinks(report), report.config.get("model", {}).get("network") != "encoder"
-    chart = embed("attention", attention_chart(tokens, weights_LNTS, sinks=sinks, causal=causal))
+def _attention(seen: Seen) -> str:
+    layers, heads = seen.weights_LNTS.shape[:2]
     return f"""<h2>Where it looks</h2>
 <p class="quiet">A held-out text, {layers} layers × {heads} heads. Click a small picture to pick its head; hover a token
 or a cell to see where that token looks.</p>
-<pre>{escape("".join(tokens))}</pre>
-{chart}
-{attention_caption(sinks, causal)}"""
+<pre>{escape("".join(seen.queries.texts))}</pre>
+{attention_charts("attention", seen)}
+{_told(attention_told(seen))}"""
 
 
-def _has_sinks(report: Report) -> bool:
-    return bool(report.config.get("model", {}).get("attention_sinks"))
+def _told(paragraphs: Sequence[str]) -> str:
+    return "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)

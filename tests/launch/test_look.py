@@ -33,18 +33,18 @@ def network(**settings: Any) -> tuple[Any, Any]:
 def test_a_translation_is_looked_at_as_it_is_written(kind):
     module, params = network(network=kind)
     view = look_at_translation(module, params, BYTES, "ab c", "xy", max_tokens=9)
-    assert view.source == ["a", "b", " ", "c", "<|endoftext|>"]
-    assert view.written == ["x", "y", "<|endoftext|>"]
+    assert view.alignment.keys.tokens == ["a", "b", " ", "c", "<|endoftext|>"]
+    assert view.alignment.queries.tokens == ["x", "y", "<|endoftext|>"]
     assert view.read == ["<|endoftext|>", "x", "y"]
     found = record(
         module, params, jnp.array([[END, *b"xy"]], jnp.int32), ["layers/cross_attention/weights"],
         Source.of(jnp.array([[*b"ab c", END]], jnp.int32)),
     )  # fmt: skip
-    np.testing.assert_array_equal(view.alignment_LNTS, found["layers/cross_attention/weights"][:, 0])
-    assert (view.encoder_LNSS is None) == (view.decoder_LNTT is None) == (kind == "lstm_encoder_decoder")
-    if view.encoder_LNSS is not None and view.decoder_LNTT is not None:
-        assert view.encoder_LNSS.shape == (2, 4, 5, 5)
-        assert view.decoder_LNTT.shape == (2, 4, 3, 3)
+    np.testing.assert_array_equal(view.alignment.weights_LNTS, found["layers/cross_attention/weights"][:, 0])
+    assert (view.encoder is None) == (view.decoder is None) == (kind == "lstm_encoder_decoder")
+    if view.encoder is not None and view.decoder is not None:
+        assert view.encoder.weights_LNTS.shape == (2, 4, 5, 5)
+        assert view.decoder.weights_LNTS.shape == (2, 4, 3, 3)
 
 
 def test_without_a_target_the_greedy_translation_is_looked_at():
@@ -52,16 +52,18 @@ def test_without_a_target_the_greedy_translation_is_looked_at():
     view = look_at_translation(module, params, BYTES, "ab c", max_tokens=7)
     (text,) = translate(module, params, BYTES, ["ab c"], max_tokens=7)
     again = look_at_translation(module, params, BYTES, "ab c", text, max_tokens=7) if text.isascii() else None
-    assert len(view.written) <= 7
-    assert view.alignment_LNTS.shape[2] == len(view.written)
-    if again is not None and view.written[-1] == "<|endoftext|>":
-        assert view.written == again.written
+    written = view.alignment.queries.tokens
+    assert len(written) <= 7
+    assert view.alignment.weights_LNTS.shape[2] == len(written)
+    if again is not None and written[-1] == "<|endoftext|>":
+        assert written == again.alignment.queries.tokens
 
 
 def test_an_encoder_looks_in_both_directions():
     module, params = network(network="encoder")
     look = look_at(module, params, BYTES, read_ids(BYTES, "abc"))
     assert np.triu(look.weights_LNTS, 1).any()
+    assert not look.causal
 
 
 def test_what_has_no_attention_is_said_to_have_none():

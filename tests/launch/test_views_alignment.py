@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import vl_convert
 
-from launch.views.alignment import TranslationView, alignment_chart, alignment_page, alignment_png
-from launch.views.attention import attention_chart
-from launch.views.attention_panels import visible
-from tests.launch.test_views_attention import SVG, causal_weights, drawn
+from launch.views.alignment import AlignmentView, Translation
+from launch.views.attention_panels import Seen
+from launch.views.pieces import Pieces, visible
+from launch.views.view import About
+from tests.launch.test_views_attention import ABOUT, SVG, attention_chart, causal_weights, drawn
 from tests.launch.test_views_page import HOSTILE, Elements
 
 SOURCE = ["the", " cat", " sees", " it", "<end>"]
@@ -27,14 +28,29 @@ def shares(*shape: int, seed: int = 0) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
-VIEW = TranslationView(
-    source=SOURCE,
-    read=["<start>", *WRITTEN[:-1]],
-    written=WRITTEN,
-    alignment_LNTS=shares(2, 3, 4, 5),
-    encoder_LNSS=shares(2, 3, 5, 5, seed=1),
-    decoder_LNTT=causal_weights(2, 3, 4),
+READ = ["<start>", *WRITTEN[:-1]]
+ALIGNMENT_LNTS = shares(2, 3, 4, 5)
+
+
+def seen(queries: list[str], keys: list[str], weights: np.ndarray, causal: bool = False) -> Seen:
+    return Seen(Pieces.whole(queries), Pieces.whole(keys), weights, causal)
+
+
+VIEW = Translation(
+    alignment=seen(WRITTEN, SOURCE, ALIGNMENT_LNTS),
+    read=READ,
+    ids=([], []),
+    encoder=seen(SOURCE, SOURCE, shares(2, 3, 5, 5, seed=1)),
+    decoder=seen(READ, READ, causal_weights(2, 3, 4), causal=True),
 )
+
+
+def alignment_chart(weights: np.ndarray = ALIGNMENT_LNTS, written: list[str] = WRITTEN) -> dict[str, Any]:
+    return AlignmentView(ABOUT, aligned(weights, written)).chart()
+
+
+def aligned(weights: np.ndarray, written: list[str] = WRITTEN) -> Translation:
+    return dataclasses.replace(VIEW, alignment=seen(written, SOURCE, weights))
 
 
 def shown(spec: dict[str, Any]) -> tuple[int, str]:
@@ -43,10 +59,10 @@ def shown(spec: dict[str, Any]) -> tuple[int, str]:
 
 
 def test_the_mean_of_a_layers_heads_is_shown_first_and_each_cell_is_its_weight():
-    spec = alignment_chart(VIEW)
+    spec = alignment_chart()
     layer, head = shown(spec)
     assert head == "mean"
-    mean_TS, cells = VIEW.alignment_LNTS[layer].mean(0), drawn(spec, "cells_marks")
+    mean_TS, cells = ALIGNMENT_LNTS[layer].mean(0), drawn(spec, "cells_marks")
     places = {(round(cell["y"] / STEP), round(cell["x"] / STEP)): cell for cell in cells}
     assert sorted(places) == list(np.ndindex(4, 5))
     for (query, key), cell in places.items():
@@ -56,18 +72,14 @@ def test_the_mean_of_a_layers_heads_is_shown_first_and_each_cell_is_its_weight()
 
 
 def test_every_head_and_the_mean_can_be_picked():
-    spec = alignment_chart(VIEW)
-    rows = spec["datasets"]["heads"]
-    assert [(row["layer"], row["head"]) for row in rows] == [(n, h) for n in (0, 1) for h in ("0", "1", "2", "mean")]
-    for row in rows:
-        of_layer = VIEW.alignment_LNTS[row["layer"]]
-        weights_TS = of_layer.mean(0) if row["head"] == "mean" else of_layer[int(row["head"])]
-        assert np.array(row["units"]).reshape(4, 5) / 1000 == pytest.approx(weights_TS, abs=6e-4)
+    pictures = alignment_chart()["datasets"]["pictures"]
+    places = [(row["layer"], row["head"]) for row in pictures]
+    assert places == [(n, h) for n in (0, 1) for h in ("0", "1", "2", "mean")]
 
 
 def test_lines_join_each_written_token_with_the_source_tokens_it_was_written_from():
-    spec = alignment_chart(VIEW)
-    mean_TS = VIEW.alignment_LNTS[shown(spec)[0]].mean(0)
+    spec = alignment_chart()
+    mean_TS = ALIGNMENT_LNTS[shown(spec)[0]].mean(0)
     lines = drawn(spec, "concat_1_layer_0_marks")
     assert len(lines) == (np.rint(mean_TS * 1000) >= 5).sum()
     texts = [
@@ -81,18 +93,17 @@ def test_the_layer_shown_first_is_the_one_that_points_at_one_token_which_is_not_
     alignment_LNTS = np.full((3, 2, 4, 5), 0.2, np.float32)
     alignment_LNTS[1] = np.eye(5)[4]  # all look at the end
     alignment_LNTS[2] = np.eye(4, 5)
-    assert shown(alignment_chart(dataclasses.replace(VIEW, alignment_LNTS=alignment_LNTS))) == (2, "mean")
+    assert shown(alignment_chart(alignment_LNTS)) == (2, "mean")
 
 
 def test_a_single_head_needs_no_mean():
-    spec = alignment_chart(dataclasses.replace(VIEW, alignment_LNTS=VIEW.alignment_LNTS[:1, :1]))
+    spec = alignment_chart(ALIGNMENT_LNTS[:1, :1])
     assert shown(spec) == (0, 0)
-    assert len(spec["datasets"]["heads"]) == 1
+    assert len(spec["datasets"]["pictures"]) == 1
 
 
 def test_the_page_has_all_three_charts_and_lets_no_token_become_markup():
-    html = alignment_page(VIEW, title=HOSTILE, command="seq2see <x>", structure_svg=SVG)
-    elements = Elements(html)
+    elements = Elements(AlignmentView(About(HOSTILE, HOSTILE, "seq2see <x>", SVG), VIEW).html())
     charts = [attributes["data-chart"] for tag, attributes in elements.tags if "data-chart" in attributes]
     assert charts == ["alignment", "encoder", "decoder"]
     assert not [tag for tag, _ in elements.tags if tag == "b"]
@@ -101,18 +112,17 @@ def test_the_page_has_all_three_charts_and_lets_no_token_become_markup():
         name: next(param["value"] for param in spec["params"] if param["name"] == "tokens")
         for name, spec in specs.items()
     }
-    expected = {"alignment": VIEW.written, "encoder": VIEW.source, "decoder": VIEW.read}
+    expected = {"alignment": WRITTEN, "encoder": SOURCE, "decoder": READ}
     assert tokens == {name: [visible(token) for token in of] for name, of in expected.items()}
-    assert len(specs["encoder"]["datasets"]["heads"][0]["units"]) == 25  # In both directions;
-    assert len(specs["decoder"]["datasets"]["heads"][0]["units"]) == 10  # only to what is there.
+    packed = {name: spec["usermeta"]["packed"] for name, spec in specs.items()}
+    assert [packed[name]["causal"] for name in charts] == [False, False, True]
     for spec in specs.values():
         assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
     assert "seq2see <x>" in elements.text
 
 
 def test_a_network_without_self_attention_has_the_alignment_alone():
-    view = dataclasses.replace(VIEW, encoder_LNSS=None, decoder_LNTT=None)
-    elements = Elements(alignment_page(view, title="t", command="c", structure_svg=SVG))
+    elements = Elements(AlignmentView(ABOUT, dataclasses.replace(VIEW, encoder=None, decoder=None)).html())
     assert [a["data-chart"] for _, a in elements.tags if "data-chart" in a] == ["alignment"]
 
 
@@ -125,17 +135,16 @@ def test_a_network_without_self_attention_has_the_alignment_alone():
     ],
 )
 def test_weights_that_are_no_alignment_are_refused(change: Any, message: str):
-    view = dataclasses.replace(VIEW, alignment_LNTS=change(VIEW.alignment_LNTS))
+    view = AlignmentView(ABOUT, aligned(change(ALIGNMENT_LNTS)))
     with pytest.raises(ValueError, match=message):
-        alignment_page(view, title="t", command="c", structure_svg=SVG)
+        view.html()
     with pytest.raises(ValueError, match=message):
-        alignment_png(view, title="t")
+        view.chart()
 
 
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_a_picture_of_any_length_can_be_drawn(length: int):
-    view = dataclasses.replace(VIEW, written=WRITTEN[:length], alignment_LNTS=VIEW.alignment_LNTS[:, :, :length])
-    png = alignment_png(view, title="我", scale=1)
+    png = AlignmentView(ABOUT, aligned(ALIGNMENT_LNTS[:, :, :length], WRITTEN[:length])).png(scale=1)
     assert png.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", png[16:24])
     assert min(width, height) > 100
@@ -143,8 +152,8 @@ def test_a_picture_of_any_length_can_be_drawn(length: int):
 
 def test_attention_in_both_directions_has_every_cell():
     weights_LNSS = shares(1, 2, 5, 5)
-    spec = attention_chart(SOURCE, weights_LNSS, causal=False)
+    spec = attention_chart(weights_LNSS, SOURCE, causal=False)
     places = {(round(cell["y"] / STEP), round(cell["x"] / STEP)) for cell in drawn(spec, "cells_marks")}
     assert sorted(places) == list(np.ndindex(5, 5))
     with pytest.raises(ValueError, match="see the later key"):
-        attention_chart(SOURCE, weights_LNSS)
+        attention_chart(weights_LNSS, SOURCE)

@@ -7,19 +7,22 @@ import re
 import struct
 import zlib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import vl_convert
 
-from launch.views.attention import attention_chart, attention_page, attention_png
-from launch.views.attention_panels import visible
+from launch.views.attention import HeadsView
+from launch.views.attention_panels import Seen
+from launch.views.pieces import Pieces, visible
+from launch.views.view import About
 from tests.launch.test_views_page import HOSTILE, Elements
 
 TOKENS = ["the", " cat", "\n", " cat", "我", " cat"]  # the same token thrice: places, not labels, must be told apart
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+ABOUT = About("a network, step 3", "the cat", "uv run -m launch.attend <x>", SVG)
 
 
 def causal_weights(layers: int, heads: int, length: int, seed: int = 0) -> np.ndarray:
@@ -27,6 +30,14 @@ def causal_weights(layers: int, heads: int, length: int, seed: int = 0) -> np.nd
     scores_LNTS = np.where(np.tril(np.ones((length, length), bool)), scores_LNTS, -np.inf)
     exp_LNTS = np.exp(scores_LNTS)
     return (exp_LNTS / exp_LNTS.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def seen(weights: np.ndarray, tokens: Sequence[str] = TOKENS, **kind: Any) -> Seen:
+    return Seen(Pieces.whole(tokens), Pieces.whole(tokens), weights, **kind)
+
+
+def attention_chart(weights: np.ndarray, tokens: Sequence[str] = TOKENS, **kind: Any) -> dict[str, Any]:
+    return HeadsView(ABOUT, seen(weights, tokens, **kind)).chart()
 
 
 def drawn(spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -47,7 +58,16 @@ def picked(weights_LNTS: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("token", "shown"), [(" a b", "␣a␣b"), ("\n", "↵"), ("\t\r", "⇥␍"), ("", "∅"), ("我", "我"), ("x", "x")]
+    ("token", "shown"),
+    [
+        (" a b", "␣a␣b"),
+        ("\n", "↵"),
+        ("\t\r", "⇥␍"),
+        ("", "∅"),
+        ("我", "我"),
+        ("x", "x"),
+        ("\x06\x7f\x85", "␆␡\N{REPLACEMENT CHARACTER}"),
+    ],
 )
 def test_white_space_is_made_visible(token: str, shown: str):
     assert visible(token) == shown
@@ -55,7 +75,7 @@ def test_white_space_is_made_visible(token: str, shown: str):
 
 def test_each_cell_of_the_heat_map_is_the_weight_of_its_query_and_key():
     weights_LNTS = causal_weights(2, 3, len(TOKENS))
-    spec = attention_chart(TOKENS, weights_LNTS)
+    spec = attention_chart(weights_LNTS)
     weights_TS, step, cells = picked(weights_LNTS, spec), 24, drawn(spec, "cells_marks")
     assert len(cells) == 6 * 7 / 2
     for cell in cells:
@@ -68,7 +88,7 @@ def test_each_cell_of_the_heat_map_is_the_weight_of_its_query_and_key():
 
 def test_lines_join_each_query_with_the_keys_it_looks_at_and_grow_with_the_weight():
     weights_LNTS = causal_weights(2, 3, len(TOKENS), seed=1)
-    spec = attention_chart(TOKENS, weights_LNTS)
+    spec = attention_chart(weights_LNTS)
     weights_TS, step = picked(weights_LNTS, spec), 24
     lines = drawn(spec, "concat_1_layer_0_marks")
     assert len(lines) == (np.rint(weights_TS * 1000) >= 5).sum()
@@ -79,7 +99,7 @@ def test_lines_join_each_query_with_the_keys_it_looks_at_and_grow_with_the_weigh
 
 
 def test_all_tokens_stand_on_both_sides_in_order():
-    spec = attention_chart(TOKENS, causal_weights(1, 1, len(TOKENS)))
+    spec = attention_chart(causal_weights(1, 1, len(TOKENS)))
     for layer in (3, 4):
         texts = sorted(drawn(spec, f"concat_1_layer_{layer}_marks"), key=lambda item: item["y"])
         assert [item["text"] for item in texts] == [visible(token) for token in TOKENS]
@@ -87,7 +107,7 @@ def test_all_tokens_stand_on_both_sides_in_order():
 
 def test_the_small_picture_of_a_head_is_its_weights():
     weights_LNTS = causal_weights(1, 2, 6)
-    pictures = attention_chart(TOKENS, weights_LNTS)["datasets"]["pictures"]
+    pictures = attention_chart(weights_LNTS)["datasets"]["pictures"]
     for head, row in enumerate(pictures):
         png = b64decode(row["picture"].partition(",")[2])
         width, height = struct.unpack(">II", png[16:24])
@@ -106,7 +126,7 @@ def test_the_head_shown_first_looks_at_particular_tokens_back_in_the_text():
     weights_LNTS[2, 0] = np.eye(length, k=-3)  # one three back:
     weights_LNTS[0, 1, 0, 0] = 1
     weights_LNTS[2, 0, :3, 0] = 1
-    spec = attention_chart(list("abcdefgh"), weights_LNTS)
+    spec = attention_chart(weights_LNTS, list("abcdefgh"))
     assert next(param for param in spec["params"] if param["name"] == "pick")["value"] == [{"layer": 2, "head": 0}]
 
 
@@ -124,24 +144,24 @@ def test_the_head_shown_first_looks_at_particular_tokens_back_in_the_text():
 def test_weights_that_are_not_causal_attention_are_refused(change: Any, message: str):
     weights_LNTS = change(causal_weights(2, 2, 6))
     with pytest.raises(ValueError, match=message):
-        attention_page(TOKENS, weights_LNTS, title="t", command="c", structure_svg=SVG)
+        HeadsView(ABOUT, seen(weights_LNTS)).html()
     with pytest.raises(ValueError, match=message):
-        attention_png(TOKENS, weights_LNTS, title="t")
+        HeadsView(ABOUT, seen(weights_LNTS)).chart()
 
 
 def test_rows_may_sum_to_less_than_one_only_where_the_model_has_sinks():
     weights_LNTS = causal_weights(1, 1, 6) * 0.7
-    assert attention_chart(TOKENS, weights_LNTS, sinks=True)
+    assert attention_chart(weights_LNTS, sinks=True)
     with pytest.raises(ValueError, match="not to 1"):
-        attention_chart(TOKENS, weights_LNTS)
+        attention_chart(weights_LNTS)
     with pytest.raises(ValueError, match="not to 1"):
-        attention_chart(TOKENS, weights_LNTS / 0.7 * 1.1, sinks=True)
+        attention_chart(weights_LNTS / 0.7 * 1.1, sinks=True)
 
 
 def test_the_page_says_what_it_shows_and_lets_no_token_become_markup():
     tokens = [HOSTILE, *TOKENS[1:]]
-    html = attention_page(tokens, causal_weights(2, 3, 6), title=HOSTILE, command="seq2see <x>", structure_svg=SVG)
-    elements = Elements(html)
+    about = About(HOSTILE, f"{HOSTILE} cat我", "seq2see <x>", SVG)
+    elements = Elements(HeadsView(about, seen(causal_weights(2, 3, 6), tokens)).html())
     assert [a for tag, a in elements.tags if tag == "script"] == [
         {"type": "application/json", "data-chart": "attention"}, {}, {},
     ]  # fmt: skip
@@ -153,17 +173,16 @@ def test_the_page_says_what_it_shows_and_lets_no_token_become_markup():
         assert words in text
 
 
-def test_a_page_of_32_heads_and_64_tokens_is_small_beside_its_libraries():
-    weights_LNTS = causal_weights(4, 8, 64)
-    html = attention_page(["token"] * 64, weights_LNTS, title="t", command="c", structure_svg=SVG)
-    libraries = max(len(script) for script in Elements(html).scripts)
-    assert len(html.encode()) - libraries < 600_000
-
-
 @pytest.mark.parametrize("length", [1, 2, 6])
 def test_a_picture_of_any_length_can_be_drawn(length: int):
-    png = attention_png(TOKENS[:length], causal_weights(1, 2, length), title="t", scale=1)
+    png = HeadsView(ABOUT, seen(causal_weights(1, 2, length), TOKENS[:length])).png(scale=1)
     assert png.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", png[16:24])
     assert width > 400
     assert height > 100
+
+
+def test_a_still_picture_has_its_model_text_head_and_command_in_it():
+    svg = HeadsView(ABOUT, seen(causal_weights(2, 3, 6))).svg()
+    for words in ("a network, step 3", "the cat", "uv run -m launch.attend &lt;x&gt;", "looks in layer"):
+        assert words in svg

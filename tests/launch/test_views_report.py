@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import vl_convert
 
-from configs.convert import override, to_dict
+from configs.convert import to_dict
 from configs.schema import Config
 from launch.views.report import Report, Translations, report_page
 from tests.launch.test_views_alignment import VIEW
-from tests.launch.test_views_attention import SVG, TOKENS, causal_weights
+from tests.launch.test_views_attention import SVG, TOKENS, causal_weights, seen
 from tests.launch.test_views_page import HOSTILE, Elements
 
 
@@ -46,8 +46,7 @@ REPORT = Report(
             ],
         }
     ],
-    attention_tokens=TOKENS,
-    attention_weights_LNTS=causal_weights(1, 2, len(TOKENS)),
+    attention=seen(causal_weights(1, 2, len(TOKENS))),
     structure_svg=SVG,
     facts=[("parameters", "4.1 M"), (HOSTILE, HOSTILE)],
 )  # fmt: skip
@@ -140,8 +139,7 @@ TRANSLATED = dataclasses.replace(
     metrics=[*REPORT.metrics, line(10, eval__bleu=3.0, eval__chrf=20.0), line(20, eval__bleu=12.5, eval__chrf=33.0)],
     samples=[{"step": 20, "prompt": "a source", "text": HOSTILE, "reference": "a reference"}],
     baselines={},
-    attention_tokens=[],
-    attention_weights_LNTS=None,
+    attention=None,
     translations=Translations(
         languages=("en", "de"),
         sentences=200,
@@ -177,8 +175,7 @@ def test_the_report_of_a_translator_has_its_scores_beside_the_baselines_and_its_
 def test_an_encoder_may_look_ahead_and_an_lstm_looks_nowhere():
     both_ways = np.full((1, 2, len(TOKENS), len(TOKENS)), 1 / len(TOKENS), np.float32)
     with pytest.raises(ValueError, match="see the later key"):
-        report_page(dataclasses.replace(REPORT, attention_weights_LNTS=both_ways))
-    config = to_dict(override(Config(), {"model.network": "encoder"}))
-    assert report_page(dataclasses.replace(REPORT, attention_weights_LNTS=both_ways, config=config))
-    lstm = Elements(report_page(dataclasses.replace(REPORT, attention_tokens=[], attention_weights_LNTS=None)))
+        report_page(dataclasses.replace(REPORT, attention=seen(both_ways)))
+    assert report_page(dataclasses.replace(REPORT, attention=seen(both_ways, causal=False)))
+    lstm = Elements(report_page(dataclasses.replace(REPORT, attention=None)))
     assert "Where it looks" not in lstm.text
