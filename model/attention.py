@@ -21,7 +21,8 @@ from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
 from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain
-from model.lens.places import edited, looked_at, recording, tap
+from model.lens.places import edited, looked_at, tap
+from model.lens.weights import watched
 from model.masks import Sight
 from model.remat import ATTENTION
 from model.sharding import platform
@@ -61,7 +62,8 @@ class Attention(nn.Module):
         if rotation is not None:
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
-        known = remember(self, {"key": key_BSKH, "value": value_BSKH}, places)
+        query_BTNH, key_BSKH = tap(self, "query", query_BTNH), tap(self, "key", key_BSKH)
+        known = remember(self, {"key": key_BSKH, "value": tap(self, "value", value_BSKH)}, places)
         read_BTNH = read(self, query_BTNH, known["key"], known["value"], places, window)
         return output(self, read_BTNH)
 
@@ -74,9 +76,10 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, places: Places, memory_BSD: jax.Array | None) -> jax.Array:
         """What each token reads from the encoded source, [B,T,D]; with `memory_BSD` None, from the cache."""
-        query_BTNH = query(self.config, x_BTD)
+        query_BTNH = tap(self, "query", query(self.config, x_BTD))
         if memory_BSD is not None:
             key_BSKH, value_BSKH = key_and_value(self.config, memory_BSD)
+            key_BSKH, value_BSKH = tap(self, "key", key_BSKH), tap(self, "value", value_BSKH)
             if self.has_variable("cache", "key"):
                 kept.keep(self, "key", places.layer, key_BSKH)
                 kept.keep(self, "value", places.layer, value_BSKH)
@@ -152,8 +155,18 @@ def read(
     if model.attention_sinks:
         sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
     window = window if model.window else None
-    kernel = "dense"
-    if not (recording(module) or module.is_initializing()):
+    kernel, wanted = "dense", looked_at(module, "weights") or looked_at(module, "scores")
+    if wanted:
+        read_BTNH = watched(
+            module, query_BTNH, sight, places.bias_BNTS,
+            lambda query_BTNH, sight, bias_BNTS, look: kernels.dense(
+                query_BTNH, key_BSKH, value_BSKH, sight.visible(window), with_slopes(bias_BNTS, sight, places.slopes_N),
+                scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N, look=look,
+            ),
+        )  # fmt: skip
+        if read_BTNH is not None:
+            return read_BTNH
+    if not module.is_initializing():
         causal = sight.causal and query_BTNH.shape[1] == key_BSKH.shape[1]
         kernel = kernels.choose(
             config, query_BTNH, key_BSKH, value_BSKH, causal=causal, biased=places.bias_BNTS is not None
@@ -166,34 +179,30 @@ def read(
             kernel, config, query_BTNH, key_BSKH, value_BSKH, sight,
             scale=scale, window=jnp.int32(0) if window is None else window, slopes_N=places.slopes_N, sinks_N=sinks_N,
         )  # fmt: skip
-    bias_BNTS = places.bias_BNTS
-    if sight.causal and module.has_variable("cache", "key") and platform() == "cpu" and not recording(module):
+    if sight.causal and module.has_variable("cache", "key") and platform() == "cpu":
         read_BTNH = kernels.cached(  # From the cache itself, not from this layer's part of it, which would be copied.
             query_BTNH, module.get_variable("cache", "key"), module.get_variable("cache", "value"), places.layer,
-            sight, bias_BNTS, scale=scale, window=window, softcap=model.attention_softcap, slopes_N=places.slopes_N,
-            sinks_N=sinks_N,
+            sight, places.bias_BNTS, scale=scale, window=window, softcap=model.attention_softcap,
+            slopes_N=places.slopes_N, sinks_N=sinks_N,
         )  # fmt: skip
         return checkpoint_name(read_BTNH, ATTENTION)
-    visible_BTS = sight.visible(window)
-    if places.slopes_N is not None:
-        far_BTS = jnp.abs(sight.distance()).astype(jnp.float32)
-        bias_BNTS = -places.slopes_N[None, :, None, None] * far_BTS[:, None]
+    visible_BTS, bias_BNTS = sight.visible(window), with_slopes(places.bias_BNTS, sight, places.slopes_N)
     if kernel == "fused":
         read_BTNH = kernels.fused(query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS, scale=scale)
         return checkpoint_name(read_BTNH, ATTENTION)
-    if kernel == "chunked":
-        read_BTNH = kernels.chunked(
-            query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
-            scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
-        )  # fmt: skip
-        return checkpoint_name(read_BTNH, ATTENTION)
-    read_BTNH, weights_BNTS, scores_BNTS = kernels.dense(
+    kernel_of = kernels.chunked if kernel == "chunked" else kernels.dense
+    found = kernel_of(
         query_BTNH, key_BSKH, value_BSKH, visible_BTS, bias_BNTS,
         scale=scale, softcap=model.attention_softcap, sinks_N=sinks_N,
     )  # fmt: skip
-    tap(module, "weights", weights_BNTS)
-    tap(module, "scores", scores_BNTS)
-    return checkpoint_name(read_BTNH, ATTENTION)
+    return checkpoint_name(found if kernel == "chunked" else found[0], ATTENTION)
+
+
+def with_slopes(bias_BNTS: jax.Array | None, sight: Sight, slopes_N: jax.Array | None) -> jax.Array | None:
+    """What is added to the scores: a learned bias, or what ALiBi takes off by distance."""
+    if slopes_N is None:
+        return bias_BNTS
+    return -slopes_N[None, :, None, None] * jnp.abs(sight.distance()).astype(jnp.float32)[:, None]
 
 
 def output(module: nn.Module, read_BTNH: jax.Array) -> jax.Array:

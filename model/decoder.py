@@ -55,9 +55,9 @@ class Decoder(nn.Module):
             causal=config.model.network != "encoder", slots=cache_slots(self),
         )  # fmt: skip
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
-        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
         x_BTD = through_layers(config, x_BTD, places, num_layers=config.model.num_layers, deterministic=deterministic)
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         """The encoded source [B,S,D]; `tokens` is the table that it shares with the decoder."""
         config = self.config
         places = find_places(config, source.positions_BS, source.segments_BS, rows_B, causal=False)
-        x_BSD = embed(config, tokens, source.tokens_BS, source.positions_BS)
+        x_BSD = tap(self, "embedded", embed(config, tokens, source.tokens_BS, source.positions_BS))
         return through_layers(config, x_BSD, places, num_layers=encoder_layers(config), deterministic=deterministic)
 
 
@@ -57,12 +57,12 @@ class _Decoder(nn.Module):
             config, positions_BT, segments_BT, rows_B,
             slots=cache_slots(self), source_segments_BS=source_segments_BS,
         )  # fmt: skip
-        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
         x_BTD = through_layers(
             config, x_BTD, places,
             num_layers=config.model.num_layers, deterministic=deterministic, translates=True, memory_BSD=memory_BSD,
         )  # fmt: skip
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 

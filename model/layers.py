@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from configs.convert import feed_forward_width
 from configs.schema import Config
 from model import packed, quantized
+from model.lens.places import tap
 from model.sharding import constrain, platform, ways
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -160,6 +161,7 @@ class FeedForward(nn.Module):
         else:
             hidden_BTF = ACTIVATIONS[model.activation](hidden_BTF)
         hidden_BTF = constrain(hidden_BTF, "batch", "length", "hidden")
+        hidden_BTF = tap(self, "hidden", hidden_BTF)
         return Linear(config, F, D, gain=residual_gain(config), name="down")(hidden_BTF)
 
 

@@ -17,7 +17,7 @@ from configs.schema import Config
 from model import chunks, kept
 from model.attention import Places, key_and_value, output, query
 from model.layers import Linear, Norm
-from model.lens.places import recording, tap
+from model.lens.places import recorded, tap
 
 
 class LinearAttention(nn.Module):
@@ -44,7 +44,7 @@ class LinearAttention(nn.Module):
         state_BNHV = _get(self, "state", places, (B, N, H, H + 1), jnp.float32)
         read_BTNV, state_BNHV = chunks.linear_rule(query_BTNH, key_BTNH, value_BTNV, begins_BT, state_BNHV)
         _put(self, "state", places, state_BNHV)
-        if recording(self):
+        if recorded(self, "weights"):
             weights_BNTS = chunks.linear_weights(query_BTNH, key_BTNH, begins_BT)
             tap(self, "weights", weights_BNTS / _divisor(jnp.sum(weights_BNTS, axis=-1, keepdims=True)))
         read_BTNH = read_BTNV[..., :-1] / _divisor(read_BTNV[..., -1:])
@@ -86,7 +86,7 @@ class DeltaAttention(nn.Module):
             _get(self, "state", places, (len(x_BTD), N, H, H), jnp.float32),
         )  # fmt: skip
         _put(self, "state", places, state_BNHH)
-        if recording(self):
+        if recorded(self, "weights"):
             tap(self, "weights", chunks.delta_weights(query_BTNH, key_BTNH, strength_BTN, log_decay_BTN, begins_BT))
         gate_BTNH = Linear(config, (model.width,), (N, H), name="output_gate")(x_BTD)
         read_BTNH = Norm(config, "rms", name="read_norm")(read_BTNH) * nn.silu(gate_BTNH.astype(jnp.float32))

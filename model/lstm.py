@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.schema import Config
 from model.layers import Dropout
-from model.lens.places import EDITS, INTERMEDIATES, recording, tap
+from model.lens.places import EDITS, INTERMEDIATES, recorded, tap
 from model.remat import LAYER_INPUT, rematerialized
 from model.sharding import constrain
 from model.source import Source
@@ -65,11 +65,11 @@ class LSTM(nn.Module):
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
-        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
         x_BTD = Dropout(config.model.dropout, deterministic)(x_BTD, rows_B)
         layers = stacked(Layer, config, config.model.num_layers)(config, deterministic, name="layers")
         x_BTD, _ = layers(x_BTD, None, begins_BT, real_BT, rows_B)
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
@@ -136,7 +136,7 @@ class Recurrence(nn.Module):
         start = None if start is None else (start[0].swapaxes(0, 1), start[1].swapaxes(0, 1))
         reads = x_BTD.swapaxes(0, 1), start, begins_BT.T, real_BT.T
         weights, before = self.weights(x_BTD), self.before(x_BTD)
-        if recording(self):
+        if any(recorded(self, name) for name in GATES.values()):
             states, (sums_TBG, _) = _loop(self.reverse, weights, before, *reads)
             for name, gate_TBH in zip(GATES.values(), _gates(sums_TBG), strict=True):
                 tap(self, name, gate_TBH.swapaxes(0, 1))

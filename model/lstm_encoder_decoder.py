@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         first_BS, real_BS = begins_and_real(source.positions_BS, source.segments_BS)
         following_BS = jnp.pad(source.segments_BS[:, 1:], ((0, 0), (0, 1)))
         last_BS = real_BS & (source.segments_BS != following_BS)
-        x_BSD = embed(config, tokens, source.tokens_BS, source.positions_BS)
+        x_BSD = tap(self, "embedded", embed(config, tokens, source.tokens_BS, source.positions_BS))
         x_BSD = Dropout(config.model.dropout, deterministic)(x_BSD, rows_B)
         layers = stacked(BothWays, config, encoder_layers(config))(config, deterministic, name="layers")
         values_BSD, (cells_LBSD, hidden_LBSD) = layers(x_BSD, None, (first_BS, last_BS), real_BS, rows_B)
@@ -142,7 +142,7 @@ class _Decoder(nn.Module):
         begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
         segments_BT = jnp.ones(positions_BT.shape, jnp.int32) if segments_BT is None else segments_BT
         visible_BTS = masks.same_segment(segments_BT, source_segments_BS)
-        x_BTD = embed(config, tokens, tokens_BT, positions_BT)
+        x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
         x_BTD = Dropout(model.dropout, deterministic)(x_BTD, rows_B)
         start = None if memory is None else starts(memory, begins_BT[:, :, None] & visible_BTS, model.num_layers)
         layers = stacked(Layer, config, model.num_layers)(config, deterministic, name="layers")
@@ -152,7 +152,7 @@ class _Decoder(nn.Module):
         # One layer with one head, under the name that a Transformer's have.
         tap(self, "layers/cross_attention/weights", weights_BTS[None, :, None])
         x_BTD = Dropout(model.dropout, deterministic)(x_BTD, rows_B)
-        tap(self, "final", x_BTD)
+        x_BTD = tap(self, "final", x_BTD)
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 

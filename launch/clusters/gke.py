@@ -202,8 +202,18 @@ def storage(where: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def submit(job: Job, file: Path) -> str:
-    """Creates the JobSet; returns its name. One of the same name that has ended makes room."""
-    ask("kubectl", "delete", "jobset", job.name, f"--namespace={job.request.namespace}", "--ignore-not-found")
+    """Creates the JobSet; returns its name. One of the same name that has ended makes room.
+
+    Raises:
+      ConfigError: one of the same name is running, whoever submitted it.
+    """
+    before = state(job, job.name)
+    if not before.ended:
+        raise ConfigError(
+            f"There is a JobSet {job.name} in {job.request.namespace}, which is {before.what}: give another --name."
+        )
+    if before.what != "unknown":
+        ask("kubectl", "delete", "jobset", job.name, f"--namespace={job.request.namespace}")
     ask("kubectl", "create", f"--filename={file}")
     return job.name
 

@@ -5,6 +5,8 @@ Shapes: B batch, T query length, S key length, N heads, K key/value heads, G que
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +21,7 @@ def dense(
     scale: float | None = None,
     softcap: float = 0.0,
     sinks_N: jax.Array | None = None,
+    look: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """softmax(scale QK^T + bias)V over the visible keys, with N a multiple of K (head n uses key head n // (N/K)).
 
@@ -28,6 +31,7 @@ def dense(
       scale: what QK^T is multiplied by; by default 1/sqrt(H).
       softcap: scores become softcap * tanh(score / softcap); 0 is off.
       sinks_N: a logit per head that takes part in the softmax and adds nothing to the sum (Xiao et al. 2024).
+      look: a function of "scores" and of "weights" that returns what to go on with.
 
     Returns:
       output [B,T,N,H] in the dtype of the values; weights [B,N,T,S] float32, whose rows sum to 1 (less with sinks);
@@ -37,7 +41,7 @@ def dense(
     K = key_BSKH.shape[2]
     query_BTKGH = (query_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32)
-    weights_BNTS, scores_BNTS = weights_of(scores_BKGTS, mask_BTS, bias_BNTS, softcap, sinks_N)
+    weights_BNTS, scores_BNTS = weights_of(scores_BKGTS, mask_BTS, bias_BNTS, softcap, sinks_N, look)
     weights_BKGTS = weights_BNTS.reshape(scores_BKGTS.shape).astype(value_BSKH.dtype)
     output_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)
     return output_BTKGH.reshape(B, T, N, value_BSKH.shape[-1]), weights_BNTS, scores_BNTS
@@ -49,6 +53,7 @@ def weights_of(
     bias_BNTS: jax.Array | None,
     softcap: float,
     sinks_N: jax.Array | None,
+    look: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> tuple[jax.Array, jax.Array]:
     """The weights and the scores that `dense` returns, from scale QK^T; the arguments are those of `dense`."""
     B, K, G, T, S = scores_BKGTS.shape
@@ -57,7 +62,8 @@ def weights_of(
         scores_BNTS = softcap * jnp.tanh(scores_BNTS / softcap)
     if bias_BNTS is not None:
         scores_BNTS = scores_BNTS + bias_BNTS
-    return softmax(scores_BNTS, mask_BTS[:, None], sinks_N), scores_BNTS
+    scores_BNTS = look("scores", scores_BNTS)
+    return look("weights", softmax(scores_BNTS, mask_BTS[:, None], sinks_N)), scores_BNTS
 
 
 def softmax(scores_BNTS: jax.Array, mask_B1TS: jax.Array, sinks_N: jax.Array | None = None) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Michel et al. 2019, "Are Sixteen Heads Really Better than One?", sections 2.3 and 3.1.
 
-Shapes: L layers, N heads, B batch, T length, V vocabulary, E edited networks.
+Shapes: L layers, N heads, B batch, T length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import is_recurrent, translates
+from configs.convert import check_length
 from configs.schema import Config, ConfigError
-from model.lens.places import ADDED, HEADS, Edit, collection
+from model.lens.context import losses_of
+from model.lens.places import (
+    ADDED,
+    ALL,
+    HEADS,
+    INTERMEDIATES,
+    RESIDUAL,
+    Asked,
+    Edit,
+    asking,
+    nested,
+    places_of,
+)
+from model.lens.rest import Rest, encoded
 from model.source import Source
+from model.transformer import Head, softcap
 
 TOKENS = 512  # That are computed at once, by default: some hundred MB of logits, with a large vocabulary.
 
@@ -29,6 +43,7 @@ def knock_out_heads(
     source: Source | None = None,
     *,
     place: str = HEADS[0],
+    instead: jax.Array | float = 0.0,
     segments_BT: jax.Array | None = None,
     tokens_at_once: int = TOKENS,
 ) -> jax.Array:
@@ -37,30 +52,38 @@ def knock_out_heads(
     Args:
       tokens_BT: int32 tokens; of a network that translates, what it writes after `source`.
       place: one of `places.HEADS`: self-attention, or attention to a source.
+      instead: what stands in place of what the heads read, with the axes [L,B,T,N,H] (of size 1, where all is alike):
+        recorded elsewhere, or its mean over the batch, so that what a network always finds there is not missed.
       segments_BT: int32, 1 for a text's tokens and 0 for the padding behind them; by default there is none.
       tokens_at_once: bounds the memory: about so many tokens are computed at a time.
 
     Raises:
       ConfigError: a network without heads, or one that does not predict the next token.
     """
-    tokens_BT = jnp.asarray(tokens_BT)
-    segments_BT = jnp.ones_like(tokens_BT) if segments_BT is None else jnp.asarray(segments_BT)
     _check_predicts(module.config)
-    return _heads(module, params, tokens_BT, segments_BT, source, place, None, tokens_at_once)
+    inputs = _inputs(module, tokens_BT, segments_BT, source, place, HEADS)
+    return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, None, tokens_at_once)
 
 
 def knock_out_logits(
-    module: Any, params: Any, tokens_BT: jax.Array, at: int, source: Source | None = None, *, place: str = HEADS[0],
+    module: Any,
+    params: Any,
+    tokens_BT: jax.Array,
+    at: int,
+    source: Source | None = None,
+    *,
+    place: str = HEADS[0],
+    instead: jax.Array | float = 0.0,
     tokens_at_once: int = TOKENS,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """The logits at the token `at` without each head, [L,N,B,V] float32; the arguments are those of `knock_out_heads`.
 
     Raises:
       ConfigError: a network without heads.
     """
-    tokens_BT = jnp.asarray(tokens_BT)
-    at = at % tokens_BT.shape[1]
-    return _heads(module, params, tokens_BT, jnp.ones_like(tokens_BT), source, place, at, tokens_at_once)
+    inputs = _inputs(module, tokens_BT, None, source, place, HEADS)
+    at = at % inputs[0].shape[1]
+    return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, at, tokens_at_once)
 
 
 def knock_out_layers(
@@ -70,29 +93,14 @@ def knock_out_layers(
     source: Source | None = None,
     *,
     place: str = ADDED[0],
+    instead: jax.Array | float = 0.0,
     segments_BT: jax.Array | None = None,
     tokens_at_once: int = TOKENS,
 ) -> jax.Array:
     """The same as `knock_out_heads` without all that a layer adds to the residual stream at a place of ADDED, [L,B]."""
-    tokens_BT = jnp.asarray(tokens_BT)
-    segments_BT = jnp.ones_like(tokens_BT) if segments_BT is None else jnp.asarray(segments_BT)
     _check_predicts(module.config)
-    _check_place(module.config, place, ADDED)
-    keep_E = 1 - jnp.eye(module.config.model.num_layers, dtype=jnp.float32)[:, :, None, None, None]
-    inputs = tokens_BT, segments_BT, source
-    return _changes(module, params, inputs, place, keep_E, None, tokens_at_once)
-
-
-def _heads(
-    module: Any, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array, source: Source | None, place: str,
-    at: int | None, tokens_at_once: int,
-) -> jax.Array:  # fmt: skip
-    _check_place(module.config, place, HEADS)
-    L, N = module.config.model.num_layers, module.config.model.num_heads
-    keep_E = 1 - jnp.eye(L * N, dtype=jnp.float32).reshape(L * N, L, 1, 1, N, 1)
-    inputs = tokens_BT, segments_BT, source
-    found_E = _changes(module, params, inputs, place, keep_E, at, tokens_at_once)
-    return found_E.reshape(L, N, *found_E.shape[1:])
+    inputs = _inputs(module, tokens_BT, segments_BT, source, place, ADDED)
+    return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, None, tokens_at_once)[:, 0]
 
 
 def _check_predicts(config: Config) -> None:
@@ -100,35 +108,65 @@ def _check_predicts(config: Config) -> None:
         raise ConfigError("--model.network=encoder does not predict the next token: measure its logits instead.")
 
 
-def _check_place(config: Config, place: str, places: Sequence[str]) -> None:
-    if is_recurrent(config):
+def _inputs(
+    module: Any, tokens_BT: Any, segments_BT: Any, source: Source | None, place: str, places: Sequence[str]
+) -> tuple[jax.Array, jax.Array, Source | None]:
+    config: Config = module.config
+    there = [name for name in places if name in places_of(module)]
+    if not there:
         raise ConfigError(f"--model.network={config.model.network} has no {place} to knock out.")
-    if place not in places or ("cross_attention" in place and not translates(config)):
-        there = [name for name in places if translates(config) or "cross_attention" not in name]
+    if place not in there:
         raise ConfigError(f"{place} cannot be knocked out in this network; these can: {', '.join(there)}.")
+    check_length(config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
+    tokens_BT = jnp.asarray(tokens_BT)
+    return tokens_BT, jnp.ones_like(tokens_BT) if segments_BT is None else jnp.asarray(segments_BT), source
 
 
-@partial(jax.jit, static_argnums=(0, 3, 5, 6))
+@partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _changes(
-    module: Any, params: Any, inputs: Any, place: str, keep_E: jax.Array, at: int | None, tokens_at_once: int
+    module: Any, params: Any, inputs: Any, instead: jax.Array, place: str, at: int | None, tokens_at_once: int
 ) -> jax.Array:
-    """With each of E edits, by how much the losses change, [E,B], or the logits at the token `at`, [E,B,V]."""
+    """Without each of N heads (or without all of them: N is 1), by how much the losses change, [L,N,B], or the logits
+    at the token `at`, [L,N,B,V].
+
+    What enters a layer without its heads is what enters it with them, so each edit costs the layers behind it only.
+    """
     tokens_BT, segments_BT, source = inputs
+    config: Config = module.config
+    L, N = config.model.num_layers, config.model.num_heads if place in HEADS else 1
+    memory_BSD, source_segments_BS = encoded(module, params, source)
+    with asking(Asked(frozenset((RESIDUAL[0],)), ALL)):
+        x_BTD, found = module.apply(
+            {"params": params}, tokens_BT, None, segments_BT, source=source, head=False, mutable=[INTERMEDIATES]
+        )
+    before_LBTD = found[INTERMEDIATES]["layers"]["residual/before"]
 
-    def run(edits: dict[str, Edit]) -> jax.Array:
-        variables = {"params": params} | collection(edits)
-        logits_BTV = module.apply(variables, tokens_BT, None, segments_BT, source=source)
-        return _loss(logits_BTV, tokens_BT, segments_BT) if at is None else logits_BTV[:, at]
+    def measure(x_BTD: jax.Array) -> jax.Array:
+        scores_BTV: Any = Head(config).apply({"params": params}, x_BTD if at is None else x_BTD[:, at, None])
+        logits_BTV = softcap(config, scores_BTV)
+        return logits_BTV[:, 0] if at is not None else _loss(logits_BTV, tokens_BT, segments_BT)
 
-    at_once = max(1, min(len(keep_E), tokens_at_once // tokens_BT.size))
-    found_E = jax.lax.map(lambda keep: run({place: Edit(keep, jnp.zeros_like(keep))}), keep_E, batch_size=at_once)
-    return found_E - run({})[None] if at is None else found_E
+    def of_layer(layer: jax.Array) -> jax.Array:
+        value = instead if instead.ndim == 0 else instead[layer % len(instead)]
+
+        def without(head: jax.Array) -> jax.Array:
+            keep_N = 1 - jax.nn.one_hot(head, N)
+            keep = keep_N[None, None, :, None] if place in HEADS else keep_N[None, :, None]
+            edit = Edit(keep, (1 - keep) * value)
+            edits = nested({place: edit})["layers"]
+            x_BTD: Any = Rest(config).apply(
+                {"params": params}, before_LBTD[layer], layer, edits, segments_BT, memory_BSD, source_segments_BS
+            )
+            return measure(x_BTD)
+
+        return jax.lax.map(without, jnp.arange(N), batch_size=max(1, min(N, tokens_at_once // tokens_BT.size)))
+
+    found_LN = jax.lax.map(of_layer, jnp.arange(L))
+    return found_LN - measure(x_BTD)[None, None] if at is None else found_LN
 
 
 def _loss(logits_BTV: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Mean negative log-likelihood of each text's tokens after the first, [B]."""
-    logits_BTV = logits_BTV[:, :-1]
-    target_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     counted_BT = (segments_BT[:, 1:] != 0).astype(jnp.float32)
-    nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
+    nll_BT = losses_of(logits_BTV, tokens_BT)
     return jnp.sum(nll_BT * counted_BT, axis=1) / jnp.sum(counted_BT, axis=1)

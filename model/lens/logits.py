@@ -15,6 +15,7 @@ from configs.convert import has_final_norm, is_recurrent
 from configs.schema import Config, ConfigError
 from model import Head, Source
 from model.layers import Norm
+from model.lens.places import Part, places_of
 from model.lens.record import record
 from model.transformer import softcap
 
@@ -76,9 +77,10 @@ def direct_attribution(
             f"--model.{setting}={getattr(config.model, setting)}: its logits are no sum of what its components write, "
             "so there is nothing to attribute; knock components out instead."
         )
-    there = {"mlp": config.model.feed_forward, "cross": source is not None}
-    places = {name: place for name, place in PLACES.items() if there.get(name.partition("_")[0], True)}
-    found = record(module, params, tokens_BT, (*places.values(), "layers/residual/after"), source, positions=(at,))
+    places = {name: place for name, place in PLACES.items() if place in places_of(module)}
+    found = record(
+        module, params, tokens_BT, (*places.values(), "layers/residual/after"), source, part=Part(positions=(at,))
+    )
     wrote = {name: found[place] for name, place in places.items()}
     last_BD = found["layers/residual/after"][-1, :, 0]
     return _attribute(module, params, wrote, last_BD, jnp.asarray(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from configs.convert import check_length
-from model.lens.places import INTERMEDIATES, Asked, Edit, asking, collection
+from model.lens.places import ALL, INTERMEDIATES, Asked, Edit, Part, asking, check_recorded, collection
 from model.source import Source
 
 
@@ -24,16 +25,17 @@ def record(
     edits: Mapping[str, Edit] | None = None,
     cache: Any = None,
     positions_BT: jax.Array | None = None,
-    positions: Sequence[int] | None = None,
+    part: Part = ALL,
 ) -> dict[str, Any]:
     """What the network computes at the places `what`, plus `logits` [B,T,V].
 
-    `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32, `layers/attention/heads`, what each head read,
-    is [L,B,T,N,H], and `.../out_per_head`, what it writes into the residual stream, [L,B,T,N,D];
-    `layers/residual/{before,middle,after}` are [L,B,T,D], what is added to them `layers/added/{attention,feed_forward}`
-    as well; `final` is [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and those of its
-    encoder under `encoder/`; it needs a `source`. With `edits`, by place, the network goes on with other values there.
-    With `positions`, only of these tokens of the text is anything kept: P of them in place of T.
+    `layers/attention/weights` and `.../scores` are [L,B,N,T,S] float32; `.../query` is [L,B,T,N,H], `.../key` and
+    `.../value` [L,B,T,K,H], as they meet; `.../heads`, what each head read, is [L,B,T,N,H], and `.../out_per_head`,
+    what it writes into the residual stream, [L,B,T,N,D]. `layers/residual/{before,middle,after}` are [L,B,T,D], what
+    is added in between, `layers/added/{attention,feed_forward}`, as well; `layers/feed_forward/hidden` is [L,B,T,F];
+    `embedded` and `final` are [B,T,D]. A network that translates has `layers/cross_attention/...` as well, and those of
+    its encoder under `encoder/`; it needs a `source`. An LSTM has its gates. With `edits`, by place, the network goes
+    on with other values there. `part` says how much is kept of all this.
 
     With a `cache` (`generate.cache.empty_cache`), the tokens follow those that it has, at `positions_BT` (int32, by
     default from 0), and what it is afterwards is under `cache`. Weights over the text then have its slots as S.
@@ -43,9 +45,15 @@ def record(
       ConfigError: a text longer than a learned position table.
     """
     check_length(module.config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
-    variables = {"params": params} | collection(edits or {}) | ({} if cache is None else {"cache": cache})
-    places = None if positions is None else tuple(at % tokens_BT.shape[1] for at in positions)
-    return _record(module, variables, tokens_BT, positions_BT, Asked(frozenset(what), places), source)
+    variables = {"params": params} | collection(module, edits or {}) | ({} if cache is None else {"cache": cache})
+    check_recorded(module, what)
+    T, L = tokens_BT.shape[1], module.config.model.num_layers
+    part = dataclasses.replace(
+        part,
+        positions=None if part.positions is None else tuple(at % T for at in part.positions),
+        layers=None if part.layers is None else tuple(layer % L for layer in part.layers),
+    )
+    return _record(module, variables, tokens_BT, positions_BT, Asked(frozenset(what), part), source)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -59,19 +67,23 @@ def _record(
 ) -> dict[str, Any]:
     kept = ["cache"] if "cache" in variables else []
 
-    def apply() -> tuple[jax.Array, dict[str, Any]]:
+    with asking(asked):
         logits_BTV, changed = module.apply(
             variables, tokens_BT, positions_BT, source=source, mutable=[INTERMEDIATES, *kept]
         )
-        places: dict[str, Any] = flatten_dict(changed.get(INTERMEDIATES, {}), sep="/")
-        return logits_BTV, places | {name: changed[name] for name in kept}
+    found = found_in(changed)
+    part = asked.part
+    if part.layers is not None:
+        found |= {
+            name: jnp.stack([value[layer] for layer in part.layers])
+            for name, value in found.items()
+            if name.startswith("layers/")
+        }
+    if part.positions is not None:
+        logits_BTV = logits_BTV[:, jnp.array(part.positions)]
+    return found | {name: changed[name] for name in kept} | ({"logits": logits_BTV} if part.logits else {})
 
-    with asking(asked):
-        logits_BTV, found = apply()
-    unknown = sorted(asked.what - found.keys())
-    if unknown:
-        places = sorted(jax.eval_shape(apply)[1].keys() - set(kept))
-        raise KeyError(f"There is no place {', '.join(unknown)} in this network; it has {', '.join(places)}.")
-    if asked.positions is not None:
-        logits_BTV = logits_BTV[:, jnp.array(asked.positions)]
-    return found | {"logits": logits_BTV}
+
+def found_in(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded, by place."""
+    return flatten_dict(variables.get(INTERMEDIATES, {}), sep="/")

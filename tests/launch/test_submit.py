@@ -247,21 +247,41 @@ def test_bad_flags_end_a_run_and_one_that_hangs_is_killed(state_home, monkeypatc
     assert time.monotonic() - begun < 30
 
 
-def test_a_jobset_is_asked_for_its_state(tmp_path, monkeypatch):
-    """By a kubectl that answers what the API server would."""
-    (tmp_path / "kubectl").write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+@pytest.fixture
+def kubectl(tmp_path, monkeypatch):
+    """A kubectl that answers what the API server would, and notes what it was asked."""
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nif [ "$1" = get ]; then cat {tmp_path}/answer; fi\n'
+    (tmp_path / "kubectl").write_text(script)
     (tmp_path / "kubectl").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for condition, what in (
-        ("Completed", "done"),
-        ("Failed", "failed"),
-        ("Suspended", "waiting"),
-        ("Other", "running"),
-    ):
+
+    def answer(condition: str) -> None:
         conditions = [{"type": condition, "status": "True", "message": "why"}]
         (tmp_path / "answer").write_text(json.dumps({"status": {"restarts": 2, "conditions": conditions}}))
+
+    return answer
+
+
+def test_a_jobset_is_asked_for_its_state(kubectl):
+    means = {"Completed": "done", "Failed": "failed", "Suspended": "waiting", "StartupPolicyCompleted": "running"}
+    for condition, what in means.items():
+        kubectl(condition)
         state = gke.state(job_of("gke", ASKED["v5e.yaml"][1]), "try")
         assert (state.what, state.detail.partition(",")[0]) == (what, "restarts 2")
+
+
+def test_a_jobset_makes_room_for_another_of_its_name_when_it_has_ended(kubectl, tmp_path):
+    job = job_of("gke", ASKED["v5e.yaml"][1])
+    kubectl("StartupPolicyCompleted")
+    with pytest.raises(ConfigError, match="There is a JobSet try in default, which is running"):
+        gke.submit(job, Path("jobset.yaml"))
+    assert "delete" not in (tmp_path / "asked").read_text()
+    kubectl("Failed")
+    assert gke.submit(job, Path("jobset.yaml")) == "try"
+    assert (tmp_path / "asked").read_text().splitlines()[-2:] == [
+        "delete jobset try --namespace=default",
+        "create --filename=jobset.yaml",
+    ]
 
 
 def test_an_unknown_cluster_or_one_without_its_programs_is_named(monkeypatch, tmp_path):

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from model import attention, build, decoder, transformer
-from model.lens.places import INTERMEDIATES
+from model import attention, build, decoder, layers, transformer
+from model.lens import weights
+from model.lens.places import INTERMEDIATES, Part
 from model.lens.record import record
 
 PLACES = {
     "layers/attention/weights": (3, 2, 4, 7, 7),
     "layers/attention/scores": (3, 2, 4, 7, 7),
+    "layers/attention/query": (3, 2, 7, 4, 4),
+    "layers/attention/key": (3, 2, 7, 2, 4),
+    "layers/attention/value": (3, 2, 7, 2, 4),
+    "layers/feed_forward/hidden": (3, 2, 7, 48),
     "layers/attention/heads": (3, 2, 7, 4, 4),
     "layers/residual/before": (3, 2, 7, 16),
     "layers/residual/middle": (3, 2, 7, 16),
@@ -103,7 +108,38 @@ def test_places_leave_no_trace_in_the_program_when_nobody_looks(monkeypatch, ker
         return jax.jit(apply).lower(random_params(module), TOKENS_BT).as_text()
 
     with_places, recorded = program(), program(mutable=[INTERMEDIATES])
-    for module in (attention, decoder, transformer):
+    for module in (attention, decoder, layers, transformer):
         monkeypatch.setattr(module, "tap", lambda module, name, value: value)
     assert program() == with_places
     assert recorded != with_places
+
+
+@pytest.mark.parametrize("settings", [{}, {"position": "relative", "attention_sinks": True, "window": 4}])
+def test_part_of_what_is_recorded_is_that_part(settings):
+    module = build(tiny(num_layers=3, **settings))
+    params = random_params(module)
+    what = ("layers/attention/weights", "layers/residual/middle")
+    whole = {name: np.asarray(value) for name, value in record(module, params, TOKENS_BT, what).items()}
+    weights_LBNTS = whole[what[0]]
+
+    part = record(module, params, TOKENS_BT, what, part=Part(layers=(2, 0), positions=(5, -1), mean=True))
+    np.testing.assert_allclose(part[what[0]], weights_LBNTS[[2, 0]].mean(1)[:, :, [5, 6]], atol=1e-5)
+    np.testing.assert_allclose(part[what[1]], whole[what[1]][[2, 0]].mean(1)[:, [5, 6]], atol=1e-4)
+    np.testing.assert_allclose(part["logits"], whole["logits"][:, [5, 6]], atol=1e-4)
+
+    most = record(module, params, TOKENS_BT, what[:1], part=Part(top=2, logits=False))
+    assert most.keys() == {what[0], f"{what[0]}/keys"}
+    np.testing.assert_allclose(most[what[0]], np.sort(weights_LBNTS)[..., :-3:-1], atol=1e-5)
+    found = np.take_along_axis(weights_LBNTS, np.asarray(most[f"{what[0]}/keys"]), axis=-1)
+    np.testing.assert_allclose(found, most[what[0]], atol=1e-5)
+
+
+def test_the_largest_weights_are_found_block_by_block(monkeypatch):
+    monkeypatch.setattr(weights, "AT_ONCE", 2 * 4 * 7 * 3)  # Three queries at a time, of seven.
+    module = build(tiny(position="alibi"))
+    params = random_params(module)
+    name = "layers/attention/weights"
+    most = record(module, params, TOKENS_BT, (name,), part=Part(top=7))
+    whole = record(module, params, TOKENS_BT, (name,))
+    np.testing.assert_allclose(most[name], np.sort(whole[name])[..., ::-1], atol=1e-5)
+    np.testing.assert_allclose(most["logits"], whole["logits"], atol=1e-4)

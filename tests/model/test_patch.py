@@ -135,7 +135,12 @@ def test_heads_of_a_translator_are_silenced_in_each_of_its_kinds_of_attention():
 
 def test_places_that_cannot_be_edited_are_refused(network):
     module, params = network
-    with pytest.raises(KeyError, match="layers/attention/weights cannot be edited; these can: layers/residual/before"):
-        edited(module, params, TOKENS_BT, {"layers/attention/weights": Edit(jnp.zeros(1), jnp.zeros(1))})
+    nothing = Edit(jnp.zeros(1), jnp.zeros(1))
+    with pytest.raises(
+        KeyError, match=r"attention/wieghts cannot be edited in this network; these can: .*attention/weig"
+    ):
+        edited(module, params, TOKENS_BT, {"layers/attention/wieghts": nothing})
+    with pytest.raises(KeyError, match="these can: final, layers/residual/after"):
+        edited(build(tiny(network="lstm")), params, TOKENS_BT, {"layers/attention/heads": nothing})
     with pytest.raises(ValueError, match=r"\(2, 7\) and \(2, 6\)"):
         patch_everywhere(module, params, TOKENS_BT, OTHER_BT[:, :6], AT)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
 from model import build
 from model.lens.record import record
-from model.lens.rollout import rollout
+from model.lens.rollout import flow, rollout
 
 WEIGHTS = "layers/attention/weights"
 TOKENS_BT = random_tokens(2, 7)
@@ -46,3 +48,39 @@ def test_two_steps_back_take_two_layers():
     back_TS[0, 0] = 1
     weights_LBNTS = np.broadcast_to(back_TS, (2, 1, 1, 5, 5))
     np.testing.assert_allclose(rollout(weights_LBNTS)[0, 4], [0, 0, 0.25, 0.5, 0.25])
+
+
+def test_without_the_sink_what_looks_elsewhere_is_seen(caplog):
+    """Heads that rest on the first token and look back a little: the plain product sees the first token alone."""
+    T = 8
+    weights_TS = 0.03 * np.eye(T, k=-1, dtype=np.float32)
+    weights_TS[:, 0] += 0.97
+    weights_TS[0] = np.eye(T)[0]
+    weights_LBNTS = np.broadcast_to(weights_TS, (12, 1, 2, T, T))
+    plain_S = np.asarray(rollout(weights_LBNTS))[0, -1]
+    assert plain_S[0] > 0.99
+    assert "is said to be the first token" in caplog.text
+    shares_BTS = np.asarray(rollout(weights_LBNTS, without_sink=True))
+    np.testing.assert_allclose(shares_BTS.sum(-1), 1, atol=1e-6)
+    # Of each layer 0.03 to 1: by the binomial distribution.
+    share = 0.03 / 1.03
+    expected_S = [math.comb(12, back) * share**back * (1 - share) ** (12 - back) for back in range(6)]
+    np.testing.assert_allclose(shares_BTS[0, -1, :1:-1], expected_S, rtol=1e-4)
+
+
+def test_the_flow_through_two_layers_is_the_narrower_pipe_of_each_way():
+    random = np.random.default_rng(0)
+    weights_LBNTS = np.tril(random.random((2, 1, 3, 5, 5)))
+    weights_LBNTS /= weights_LBNTS.sum(-1, keepdims=True)
+    lower_TS, upper_TS = 0.5 * weights_LBNTS.mean(2)[:, 0] + 0.5 * np.eye(5)
+    for at in (2, -1):
+        expected_S = np.minimum(upper_TS[at][:, None], lower_TS).sum(0)
+        np.testing.assert_allclose(flow(weights_LBNTS, at)[0], expected_S, atol=1e-6)
+
+
+def test_the_flow_through_many_layers_is_that_of_the_narrowest_cut():
+    """All but the token itself look at the first: what reaches it is bounded by what leaves the last."""
+    weights_LBNTS = np.zeros((4, 1, 1, 3, 3))
+    weights_LBNTS[..., 0] = 1
+    flows_S = flow(weights_LBNTS, 2)[0]
+    np.testing.assert_allclose(flows_S, [1, 0, 0.5], atol=1e-6)
