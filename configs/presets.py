@@ -128,7 +128,7 @@ def recall() -> Config:
     return dataclasses.replace(
         base,
         name="recall",
-        data=Data(source="recall:8", length=96),
+        data=Data(source="recall:8", length=32),
         train=dataclasses.replace(base.train, keep=2, checkpoint_every=250, sample_prompt=" ba 1 de 2 ba"),
     )
 

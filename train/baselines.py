@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,13 @@ from train.data.tokenizer import Tokenizer
 
 # More than this is not read, of the training and of the held-out text: the n-gram counts are kept in memory.
 MAX_BYTES = 64 * 2**20
-NAMES = ("unigram", "bigram", "trigram")
+NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 
-def baselines(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
-    """Bits per byte of held-out text: `unigram`, `bigram` and `trigram` (trained on the training text) and `xz`.
+def baselines(corpus: Corpus, tokenizer: Tokenizer, orders: Sequence[int] = tuple(NAMES)) -> dict[str, float]:
+    """Bits per byte of held-out text: n-grams of the given orders, trained on the training text, and `xz`.
+
+    The first are `unigram`, `bigram` and `trigram`, others such as `5-gram`.
 
     The n-gram models predict what the network predicts: each token of each section and the end of text after each
     document, knowing that a section starts; unlike the network they see across the ends of rows. `xz` is the size of
@@ -28,9 +31,9 @@ def baselines(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
     held_out_N = _targets_after_ends(corpus.held_out, tokenizer)
     text = "".join(section.text for section in spread(corpus.held_out, MAX_BYTES)).encode()
     result = {}
-    for order, name in enumerate(NAMES, start=1):
+    for order in orders:
         model = KneserNey.train(train_N, order, tokenizer.size)
-        result[name] = float(-model.log2_probability(held_out_N).sum() / len(text))
+        result[NAMES.get(order, f"{order}-gram")] = float(-model.log2_probability(held_out_N).sum() / len(text))
     result["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
     return result
 

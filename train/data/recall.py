@@ -1,7 +1,7 @@
-"""Associative recall: keys with their values, then the keys again and again, and the values are asked for.
+"""Associative recall: keys with their values, then the keys again, in another order, and the values are asked for.
 
-Graves et al. 2014, "Neural Turing Machines", section 4.3; in this form Arora et al. 2023, "Zoology: Measuring and
-Improving Recall in Efficient Language Models", section 3 (multi-query).
+Graves et al. 2014, "Neural Turing Machines", section 4.3; with all keys asked for as in Arora et al. 2023, "Zoology:
+Measuring and Improving Recall in Efficient Language Models", section 3.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ KEYS, VALUES = 16, 16
 
 @dataclass(frozen=True)
 class Recall:
-    """`pairs` keys, each with a value behind it, and then any of them once more, up to `length` words."""
+    """`pairs` keys, each with a value behind it, and then each key once more."""
 
     pairs: int
-    length: int
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -32,7 +31,6 @@ class Recall:
         keys = random.permutation(KEYS)[: self.pairs]
         values = KEYS + random.integers(VALUES, size=self.pairs)
         pairs_P2 = np.stack([keys, values], axis=1)
-        again = random.integers(self.pairs, size=self.length // 2 - self.pairs)
-        words_T = np.concatenate([pairs_P2, pairs_P2[again]]).ravel()
+        words_T = np.concatenate([pairs_P2, random.permutation(pairs_P2)]).ravel()
         place_T = np.arange(len(words_T))
         return Example(words_T, (place_T >= 2 * self.pairs) & (place_T % 2 == 1))

@@ -104,9 +104,7 @@ def _open_made_up(config: schema.Data, kind: str, rest: str) -> Corpus:
         return open_task(Induction(config.length), "random words that repeat themselves, made up as they are needed")
     if kind == "recall":
         pairs = number_behind(config.source, rest, default=8, least=1, most=KEYS)
-        if config.length < 2 * pairs + 2:
-            raise DataError(f"--data.length={config.length}: {pairs} pairs and a question have {2 * pairs + 2} words")
-        return open_task(Recall(pairs, config.length), f"{pairs} keys and their values, made up as they are needed")
+        return open_task(Recall(pairs), f"{pairs} keys and their values, made up as they are needed")
     distance = number_behind(config.source, rest, default=32, least=COPIED, most=2**20)
     return open_task(Copying(distance), f"{COPIED} words that come again {distance} words later, made up as needed")
 

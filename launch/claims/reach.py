@@ -1,0 +1,67 @@
+"""It reaches far where an LSTM forgets: which value stood behind this key, and which word stood so long ago."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launch.claims.claim import Chart, Outcome, Setup, at_least, at_most
+
+# An LSTM with more parameters than two layers of attention of width 64; everything else is the same.
+LSTM = {"model.network": "lstm", "model.width": 96}
+PAIRS = (2, 4, 8)
+DISTANCES = (8, 32, 128, 512)
+COPIED_TOKENS = 2**12  # In a batch, so that a step is as much work at every distance.
+
+
+def run(setup: Setup) -> Outcome:
+    """Train attention and LSTMs on associative recall and on copying, and an encoder-decoder on reversal."""
+    from train.tasks import accuracy, backwards
+
+    recall: dict[str, dict[int, float]] = {}
+    copying: dict[str, dict[int, float]] = {}
+    all_pairs, distances = (PAIRS[1:], DISTANCES[:2]) if setup.fast else (PAIRS, DISTANCES)
+    for name, changes in (("attention", {}), ("LSTM", LSTM)):
+        recall[name] = {
+            pairs: accuracy(setup.trained(f"recall_{name}_{pairs}", "recall", _recall(pairs) | changes))
+            for pairs in all_pairs
+        }
+        copying[name] = {
+            distance: accuracy(setup.trained(f"copy_{name}_{distance}", "recall", _copying(distance, setup) | changes))
+            for distance in distances
+        }
+    far = distances[-1]
+    looks_LN = backwards(setup.trained("reversal", "reversal", {"train.steps": 400} if setup.fast else {}))
+    checks = [
+        at_least("recall of 8 pairs: attention", recall["attention"][8], 0.98),
+        at_most("recall of 8 pairs: an LSTM with more parameters", recall["LSTM"][8], 0.5),
+        at_least(
+            f"copying over {far} words: attention less LSTM", copying["attention"][far] - copying["LSTM"][far], 0.2
+        ),
+        at_least("backwards: how often the best head looks most at the word to write", looks_LN.max(), 0.95),
+    ]
+    charts = [
+        Chart("Which value stood behind this key?", "pairs", "right", _rows(recall)),
+        Chart("Eight words again, after so many", "distance in words", "right", _rows(copying), log_x=True),
+    ]
+    return Outcome(checks, {"recall": recall, "copying": copying, "backwards": looks_LN.tolist()}, charts)
+
+
+def _rows(lines: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
+    return [{"x": x, "y": y, "series": name} for name, line in lines.items() for x, y in line.items()]
+
+
+def _recall(pairs: int) -> dict[str, Any]:
+    seldom = {"train.eval_every": 0, "train.checkpoint_every": 0}
+    return {"data.source": f"recall:{pairs}", "data.length": 4 * pairs, **seldom}
+
+
+def _copying(distance: int, setup: Setup) -> dict[str, Any]:
+    length = distance + 8
+    return {
+        "data.source": f"copy:{distance}",
+        "data.length": length,
+        "train.batch_size": max(4, COPIED_TOKENS // (2 if setup.fast else 1) // length),
+        "train.steps": 300,
+        "train.eval_every": 0,
+        "train.checkpoint_every": 0,
+    }

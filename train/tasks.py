@@ -1,0 +1,52 @@
+"""How well a network does a task that is made up: which of the words that can be known it knows.
+
+Shapes: B rows, T length, L layers, N heads, S source tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+
+from model import Source, build
+from model.lens.record import record
+from train.checkpoint import Restored
+from train.data.pipeline import held_out_batches
+from train.data.sources import open_corpus
+from train.step import network_inputs
+
+CROSS = "layers/cross_attention/weights"
+
+
+def accuracy(restored: Restored, batches: int = 4) -> float:
+    """Of the words of held-out rows that are asked for, the share that the network holds for the likeliest."""
+    config, module = restored.config, build(restored.config)
+    right, asked = 0, 0
+    rows = held_out_batches(open_corpus(config.data), restored.tokenizer, config)
+    for batch in itertools.islice(rows, batches):
+        inputs = network_inputs({name: jnp.asarray(x) for name, x in batch.items()})
+        logits_BTV = np.asarray(module.apply({"params": restored.params}, **inputs))
+        asked_BT = batch["weights"] != 0
+        right += int((logits_BTV.argmax(axis=-1) == batch["targets"])[asked_BT].sum())
+        asked += int(asked_BT.sum())
+    return right / asked
+
+
+def backwards(restored: Restored, length: int = 9, count: int = 40) -> np.ndarray:
+    """On `--data.source=reversal`, how often each head looks most at the word to be written, [L,N].
+
+    Of held-out rows of `length` words, `count` at most.
+    """
+    tokenizer = restored.tokenizer
+    held_out = open_corpus(restored.config.data).held_out
+    pairs = (held_out[number] for number in range(len(held_out)))
+    chosen = list(itertools.islice((pair for pair in pairs if len(pair.text.split()) == length), count))
+    sources_BS = np.array([tokenizer.source(pair.source) for pair in chosen], np.int32)
+    read_BT = np.array([[tokenizer.start_of_target, *tokenizer.encode(pair.text)] for pair in chosen], np.int32)
+    found = record(
+        build(restored.config), restored.params, jnp.asarray(read_BT), (CROSS,), Source.of(jnp.asarray(sources_BS))
+    )
+    looks_LBNT = np.asarray(found[CROSS]).argmax(axis=-1)[..., :length]
+    return (looks_LBNT == np.arange(length)[::-1]).mean(axis=(1, 3))
