@@ -62,9 +62,9 @@ class Peer:
 
 
 class Control:
-    """This process's part of the watch; `lost(sentence)` is called, in a thread, when another process is gone."""
+    """This process's part of the watch; `lost(sentence, status)` is called, in a thread, when another is gone."""
 
-    def __init__(self, process: int, count: int, silence: float, lost: Callable[[str], None]) -> None:
+    def __init__(self, process: int, count: int, silence: float, lost: Callable[[str, int], None]) -> None:
         self.process, self.count = process, count
         self._beats, self._lost = max(2, round(silence / BEAT)), lost
         self._peers: dict[int, Peer] = {}
@@ -101,15 +101,15 @@ class Control:
             for peer in self._peers.values():
                 peer.send(leaving=True)
 
-    def fail(self, why: str) -> None:
-        """Tells all others that this process ends, and why; they have a moment to hear it."""
+    def fail(self, why: str, status: int = 1) -> None:
+        """Tells all others that this process ends, why, and with which status; they have a moment to hear it."""
         with self._changed:
             self._ended = True
-        self._tell(self.process, f"failed: {why}")
+        self._tell(self.process, f"failed: {why}" if status == 1 else why, status)
 
-    def _tell(self, process: int, what: str) -> None:
+    def _tell(self, process: int, what: str, status: int = 1) -> None:
         for peer in self._peers.values():
-            peer.send(lost=process, what=what[: MAX_LINE // 8])
+            peer.send(lost=process, what=what[: MAX_LINE // 8], status=status)
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
         time.sleep(BEAT)  # Closing at once could take back what is still on its way.
@@ -237,7 +237,7 @@ class Control:
             return False
         for message in messages:
             if "lost" in message:
-                self._end(message["lost"], str(message.get("what")))
+                self._end(message["lost"], str(message.get("what")), int(message.get("status", 1)))
             if "leaving" in message:
                 with self._changed:
                     peer.leaving = True
@@ -247,14 +247,14 @@ class Control:
     def _miss(self, peer: Peer, what: str) -> None:
         self._end(peer.process, f"({peer.name}) {what}")
 
-    def _end(self, process: int, what: str) -> None:
+    def _end(self, process: int, what: str, status: int = 1) -> None:
         with self._changed:
             if self._ended:
                 return
             self._ended = True
         if not self.process:
-            self._tell(process, what)
-        self._lost(f"process {process} of {self.count} {what}")
+            self._tell(process, what, status)
+        self._lost(f"process {process} of {self.count} {what}", status)
 
 
 def _server(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from absl import flags
 
 from configs.schema import ConfigError
 from launch.control import Control, ProcessError, relay
+from train.stop import RESTART
 
 FLAGS = flags.FLAGS
 # Flags, and the environment variables that say the same where none of the flags is given.
@@ -148,7 +149,7 @@ def join_as(place: Place, start_timeout: float, lost_timeout: float) -> Control:
     """
     import jax
 
-    control = Control(place.process, place.count, lost_timeout, lambda what: _end(place, what))
+    control = Control(place.process, place.count, lost_timeout, lambda what, status: _end(place, what, status))
     port = int(control.gather(place.host, place.port, start_timeout, _free_port))
     # JAX's own watch counts seconds: a machine that stands still for a while, and all processes with it, is not dead.
     patience = round(lost_timeout) + 600
@@ -171,7 +172,7 @@ def _free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def _end(place: Place, what: str) -> None:
+def _end(place: Place, what: str, status: int) -> None:
     """Another process is gone: says so and ends this one, wherever its main thread is waiting."""
     print(
         f"\nProcess {place.process} ends: {what}. The same commands go on from the newest checkpoint.",
@@ -179,7 +180,13 @@ def _end(place: Place, what: str) -> None:
     )  # fmt: skip
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
+
+
+def farewell(why: str) -> None:
+    """Tells the others, if there are any, that this process ends and asks to be started again; they do the same."""
+    if _joined is not None:
+        _joined.fail(why, RESTART)
 
 
 def leave(status: int, why: str) -> None:
@@ -191,7 +198,7 @@ def leave(status: int, why: str) -> None:
     """
     if _joined is None:
         return
-    if status in (0, 75):
+    if status in (0, RESTART):
         import jax
 
         _joined.leave()

@@ -20,6 +20,7 @@ from configs.convert import leaves
 from configs.schema import Config, ConfigError
 from launch import processes
 from launch.control import ProcessError
+from train.stop import hold
 
 MALLOC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 1 << 36, "top_pad": 1 << 28}
 CHECKPOINT = (
@@ -53,7 +54,7 @@ def program(
     except (flags.Error, ConfigError) as error:
         status, why = 2, str(error)
     except KeyboardInterrupt:
-        status = 130  # As a shell reports it; a training run in its loop saves instead and ends with 0.
+        status = 130  # As a shell reports it; a training run saves instead and ends with 75.
     except BrokenPipeError:  # Whoever read our output has seen enough (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -108,6 +109,7 @@ def _keep_memory() -> None:
     if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in MALLOC.items())
+    hold()
     os.execv(sys.executable, sys.orig_argv)
 
 

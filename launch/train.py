@@ -5,7 +5,7 @@
   uv run -m launch.train --config=finetune --init_from=smollm2 --data.source=text:'notes/*.txt'    go on from weights
   uv run -m launch.train --model.num_heads=4 --optimizer.learning_rate=3e-4 --run=runs/four_heads
 
-The same command goes on with a run that was stopped. Ctrl-C or SIGTERM saves first.
+The same command goes on with a run that was stopped. Ctrl-C or SIGTERM saves first and ends with status 75.
 Several processes, on one machine or many, train together where each is started with the same command: on a TPU pod or
 under Slurm with nothing else, elsewhere with --coordinator, --num_processes and --process_id.
 """
@@ -24,16 +24,25 @@ from configs import flags as config_flags
 from configs.convert import fills_in, translates
 from configs.schema import Config
 from launch import processes, start
+from train.stop import RESTART, Stop, Stopped
 
 if TYPE_CHECKING:
     from train.run import Run
 
 FLAGS = flags.FLAGS
+COMMAND = shlex.join(["uv", "run", "-m", "launch.train", *sys.argv[1:]])
+STOP = Stop(COMMAND)
 
 
 def define(argv: Sequence[str]) -> None:
     """The flags of this program: the run folder, and every setting of a run."""
     flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
+    flags.DEFINE_float(
+        "watchdog_seconds", 3600.0,
+        "Where nothing gets done for so long, the stacks of all threads are shown and the process ends with status 75; "
+        "0 is never.",
+        lower_bound=0,
+    )  # fmt: skip
     processes.define()
     asks_for_help = start.asks_for_help(argv)  # Which needs no checkpoint.
     config_flags.define(argv, adopt=None if asks_for_help else adopt)
@@ -52,6 +61,7 @@ def begin() -> None:
     """Before anything is computed: JAX is made ready, and this process joins the others, if there are any."""
     start.prepare_jax()
     processes.join()
+    STOP.farewell = processes.farewell
 
 
 def run() -> int | None:
@@ -66,26 +76,27 @@ def run() -> int | None:
     from train.loop import train
 
     folder = pathlib.Path(FLAGS.run or f"runs/{config.name}")
-    command = shlex.join(["uv", "run", "-m", "launch.train", *sys.argv[1:]])
     runs: list[Run] = []
 
     def make_sampler(run: Run) -> Any:
         runs.append(run)
         return sampler(run)
 
-    result = train(config, folder, command, make_sampler)
+    result = train(config, folder, COMMAND, make_sampler, STOP, FLAGS.watchdog_seconds)
     if not result.finished:
-        return 75 if jax.process_count() > 1 else 0  # Whoever watches over several processes starts them again.
+        return RESTART
     if jax.process_index() == 0:
         from launch.report import write_report
 
-        report = write_report(runs[0], command, sys.stdout)
+        report = write_report(runs[0], COMMAND, sys.stdout)
         print(f"\nreport: {report}")
     return 0
 
 
 def sampler(run: Run) -> Any:
     """Writes the samples that are taken while training: a function of (parameters, step)."""
+    import jax
+
     from model import build
     from model.generate import Sampling
     from train.filling import fill_in
@@ -95,13 +106,17 @@ def sampler(run: Run) -> Any:
     if translates(config):
         return translation_sampler(run)
 
+    def give_up(*_: Any) -> None:
+        if jax.process_count() == 1 and STOP():  # Several would have to agree.
+            raise Stopped
+
     def sample(params: Any, step: int) -> dict[str, str]:
         if fills_in(config):
             text = fill_in(module, params, run.tokenizer, settings.sample_prompt)
             return {"prompt": f"{settings.sample_prompt}\n", "text": text}
         samples = write(
             module, params, run.tokenizer, [settings.sample_prompt], Sampling(temperature=0.8),
-            max_tokens=settings.sample_tokens, seeds=[step],
+            max_tokens=settings.sample_tokens, seeds=[step], on_token=give_up,
         )  # fmt: skip
         return {"prompt": settings.sample_prompt, "text": samples[0].text}
 
@@ -124,4 +139,5 @@ def translation_sampler(run: Run) -> Any:
 
 
 if __name__ == "__main__":
+    STOP.install()
     start.program("launch.train", __doc__ or "", run, define, sys.argv)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ import jax
 from configs import schema
 from configs.convert import from_dict, to_dict
 from configs.schema import Config
+from train import checksums, processes
 from train.step import TrainState
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 BEST = "eval/bits_per_byte"
 FOLDER = "checkpoints"
+DAMAGED = "damaged"
 KINDS = "a run folder, one of its steps as DIR@STEP, a Hugging Face folder, hf:ORG/NAME, gguf:FILE, or smollm2"
 ITEMS = ("state", "data", "config", "tokenizer")
 
@@ -74,6 +78,7 @@ class Checkpoints:
             ),
             best_fn=lambda metrics: metrics[BEST],  # without it the metrics are not written
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
         )
         with _clear_errors(f"{run_dir / FOLDER} cannot hold checkpoints"):
             (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -107,8 +112,51 @@ class Checkpoints:
             tokenizer=ocp.args.JsonSave(json.loads(self._tokenizer_json)),
         )
         metrics = None if bits_per_byte is None else {BEST: bits_per_byte}
+        self._saving = step
         with self._writing():
             self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def _sum_up(self) -> None:
+        """Called when all files of a checkpoint are written, before it counts as one."""
+        if processes.writes():
+            folder = self._run_dir / FOLDER
+            for place in (*folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder(self._saving)):
+                if place.exists():
+                    checksums.write(place)
+
+    def newest_good(self) -> int | None:
+        """The step of the newest checkpoint whose files are what was written, or None if there is no checkpoint.
+
+        Damaged ones after it are put into the folder `damaged` of the run, and it is said that they are.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all are damaged.
+        """
+        damaged: dict[int, str] = {}
+        good = None
+        if processes.writes():
+            for step in reversed(finished_steps(self._run_dir)):
+                if (what := checksums.damage(self._folder(step))) is None:
+                    good = step
+                    break
+                damaged[step] = what
+            if good is not None:
+                for step, what in damaged.items():
+                    aside = _put_aside(self._folder(step))
+                    print(f"The checkpoint of step {step} is damaged ({what}); it is now {aside}.", file=sys.stderr)
+        good, number = processes.first_says((good, len(damaged)))
+        if number and good is None:
+            raise CheckpointError(
+                f"All {number} checkpoints in {self._run_dir / FOLDER} are damaged (the newest: "
+                f"{next(iter(damaged.values()), 'process 0 says what')}). Mend or remove them, or choose another "
+                "folder with --run."
+            )
+        if number:
+            self._manager.reload()
+        return good
+
+    def _folder(self, step: int) -> Path:
+        return self._run_dir / FOLDER / str(step)
 
     def check(self) -> None:
         """Raises CheckpointError if a save that ended in the meantime failed."""
@@ -131,7 +179,7 @@ class Checkpoints:
         `like` is a state of `jax.ShapeDtypeStruct` leaves with shardings; they need not be those of the
         devices that the checkpoint was written on. Raises CheckpointError if the checkpoint is damaged.
         """
-        folder = self._run_dir / FOLDER / str(step)
+        folder = self._folder(step)
         named = _read_arrays(folder, _named(like))
         return _unnamed(named, like), _read_json(folder, "data")
 
@@ -139,6 +187,16 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         with _clear_errors(f"A checkpoint could not be written to {self._run_dir / FOLDER}"):
             yield
+
+
+def _put_aside(folder: Path) -> Path:
+    """Moves a damaged checkpoint to where it is neither read nor deleted; returns the place."""
+    damaged = folder.parent.parent / DAMAGED
+    aside = next(place for number in itertools.count() if not (place := damaged / f"{folder.name}.{number}").exists())
+    with _clear_errors(f"{folder} is damaged and cannot be put into {damaged}"):
+        damaged.mkdir(exist_ok=True)
+        folder.rename(aside)
+    return aside
 
 
 def restore_params(spec: str | Path, mesh: jax.sharding.Mesh | None = None) -> Restored:
@@ -208,6 +266,7 @@ def _restore(spec: str | Path, mesh: jax.sharding.Mesh) -> Restored:
     _hush()
     run_dir, step = find(spec)
     folder = run_dir / FOLDER / str(step)
+    _check_undamaged(folder)
     config, tokenizer = described(spec)
     module = build(config)
 
@@ -251,6 +310,12 @@ def finished_steps(run_dir: Path) -> list[int]:
     from orbax.checkpoint.path import step as step_lib
 
     return sorted(step_lib.checkpoint_steps((run_dir / FOLDER).absolute()))
+
+
+def _check_undamaged(folder: Path) -> None:
+    with _damaged(folder):
+        if what := checksums.damage(folder):
+            raise ValueError(what)
 
 
 def _read_arrays(folder: Path, like: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -24,11 +21,14 @@ from train.checkpoint import CheckpointError, Checkpoints
 from train.data.pairs import tell_left_out
 from train.data.pipeline import held_out_batches, train_batches
 from train.evaluate import make_evaluate, make_score, put
+from train.goodput import Ledger
 from train.initial import initial_params
 from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
 from train.optimizer import evaluation_params, make_optimizer
 from train.run import Run, RunFolderError, held, open_run, write_atomically
 from train.step import init_state, jit_train_step, make_train_step, state_shape
+from train.stop import Stop, Stopped
+from train.watchdog import Watchdog
 from train.writing import harmless
 
 # (params, step) -> "prompt", "text" and, of a translation, "reference"
@@ -48,46 +48,20 @@ class Result:
     evaluation: dict[str, float]  # the last one, with its `step`
 
 
-class Stop:
-    """Turns the first SIGTERM or Ctrl-C into a request that the run polls; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether the run was asked to stop."""
-        return self.requested
-
-    def install(self) -> None:
-        """Catches the signals from now on; does nothing outside of the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-
-    def uninstall(self) -> None:
-        """Gives the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what asks politely asks more than once
-
-
 def train(
     config: Config,
     folder: Path,
     command: str,
     make_sampler: Callable[[Run], Sampler] | None = None,
     stop: Stop | None = None,
+    watchdog_seconds: float = 0.0,
 ) -> Result:
     """Trains, or goes on training, in the run folder; returns when all steps are done or a signal asked to stop.
 
     `command` is what a person types to go on. `make_sampler` gets the run and makes the function that writes
     the samples; what it returns must depend on its arguments alone. `stop`, if given, has been installed.
+
+    Where nothing gets done for `watchdog_seconds`, the process ends with status 75; 0 is never.
 
     A run that was stopped or killed and goes on computes exactly what it would have computed otherwise.
 
@@ -99,7 +73,7 @@ def train(
     """
     with contextlib.ExitStack() as closing:
         if stop is None:
-            stop = Stop()
+            stop = Stop(command)
             stop.install()
             closing.callback(stop.uninstall)
         closing.enter_context(held(Path(folder)))
@@ -107,7 +81,7 @@ def train(
         tells = config.data.languages and processes.writes()
         if tells and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
             print(left_out, file=sys.stderr)
-        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop)
+        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop, watchdog_seconds)
         closing.callback(trainer.close)
         result = trainer.go()
     if not result.finished and processes.writes():
@@ -121,11 +95,11 @@ class Trainer:
     Step n is dispatched before the metrics of step n - 1 are read, so that the devices never wait for Python.
     """
 
-    def __init__(self, run: Run, sampler: Sampler | None, stop: Stop) -> None:
+    def __init__(self, run: Run, sampler: Sampler | None, stop: Stop, watchdog_seconds: float = 0.0) -> None:
         config = self.config = run.config
         self.run, self.sampler = run, sampler
         self.mesh = make_mesh(config.mesh)
-        self.stop = processes.Agreement(stop, self.mesh)
+        self.signals, self.agreed = stop, processes.Agreement(stop, self.mesh)
         check_divisible(config, self.mesh)
         module = build(config)
         optimizer = make_optimizer(config, parameter_shapes(module))
@@ -134,15 +108,17 @@ class Trainer:
         self.batches = train_batches(run.corpus, run.tokenizer, config, self.rows)
         self.checkpoints = Checkpoints(run.folder, config, run.tokenizer.to_json())
 
-        self.step = self.checkpoints.newest() or 0
+        self.step = self.checkpoints.newest_good() or 0
+        self.ledger = Ledger(run.folder if processes.writes() else None, self.step)
         if self.step != (first := processes.first_says(self.step)):
             raise RunFolderError(
                 f"Process {jax.process_index()} sees step {self.step} in {run.folder}, process 0 sees step {first}: "
                 "all processes need the same folder, on storage that they share; choose one with --run."
             )
         if self.step:
-            self.state, data_state = self.checkpoints.restore(self.step, like)
-            self.batches.set_state(data_state)
+            with self.ledger.spent_on("restore"):
+                self.state, data_state = self.checkpoints.restore(self.step, like)
+                self.batches.set_state(data_state)
         else:
             given = initial_params(config, self.mesh) if config.init_from else None
             self.state = init_state(module, optimizer, config, self.mesh, given)
@@ -151,8 +127,10 @@ class Trainer:
         self.train_step = jit_train_step(train_step, shardings, batch_sharding(self.mesh))
         self.evaluate = make_evaluate(module, run.tokenizer.byte_lengths, self.mesh)
         self.score = make_score(module, config, run.corpus, run.tokenizer)
+        self.compiled = False
         self.pending: tuple[dict[str, jax.Array], dict[str, Any]] | None = None
         self.pace = Pace(config)
+        self.watchdog = Watchdog(run.folder, watchdog_seconds, stop.farewell)
         self.open_writers()
 
     def open_writers(self) -> None:
@@ -180,17 +158,29 @@ class Trainer:
             while True:
                 with self.pace.pause():
                     if self.is_due(settings.eval_every):
-                        self.evaluate_once()
+                        with self.ledger.spent_on("evaluation"):
+                            self.evaluate_once()
                     if self.is_due(settings.sample_every):
-                        self.sample_once()
+                        with self.ledger.spent_on("sampling"):
+                            self.sample_once()
                     stopped = self.stop()
                     if stopped or self.is_due(settings.checkpoint_every):
-                        self.save()
+                        with self.ledger.spent_on("save"):
+                            self.save()
+                        self.ledger.write(self.step)
                 if stopped or self.step == settings.steps:
                     break
                 self.advance()
-        self.checkpoints.wait()
+        with self.ledger.spent_on("save"):
+            self.checkpoints.wait()
+        self.ledger.write(self.step)
+        self.signals.unsaved = False
         return Result(self.step, not stopped, self.evaluation)
+
+    def stop(self) -> bool:
+        """Whether any process was asked to stop; to be called by all of them, wherever the run can end."""
+        self.watchdog.beat(self.step)
+        return self.agreed()
 
     def is_due(self, every: int) -> bool:
         """Whether something is due now that is done every so many steps (0: never), and at the end."""
@@ -198,9 +188,17 @@ class Trainer:
 
     def advance(self) -> None:
         """Dispatches a step, then reads the metrics of the step before."""
+        self.signals.unsaved = True
         data_state = self.batches.get_state()
-        batch = put(next(self.batches), self.mesh)
-        self.state, metrics = self.train_step(self.state, batch)
+        with self.ledger.spent_on("data"):
+            batch = put(next(self.batches), self.mesh)
+        if self.compiled:
+            self.state, metrics = self.train_step(self.state, batch)
+        else:
+            with self.ledger.spent_on("compile"):
+                self.state, metrics = jax.block_until_ready(self.train_step(self.state, batch))
+            self.compiled = True
+            self.ledger.begin_steps()
         self.settle()
         self.pending = (metrics, data_state)
         self.step += 1
@@ -211,7 +209,8 @@ class Trainer:
         if self.pending is None:
             return
         (metrics, data_state), self.pending = self.pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with self.watchdog.waits():
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         step = self.step  # of `advance`, which has not counted its own step yet, or of what is done between steps
         if values["train/anomaly"] and self.config.train.anomaly == "stop":
             raise TrainingError(self.tell_anomaly(step, values, data_state))
@@ -240,7 +239,10 @@ class Trainer:
         self.settle()
         if self.sampler is None or self.sampled == self.step or self.stop():
             return
-        sample = self.sampler(evaluation_params(self.config, self.state), self.step)
+        try:
+            sample = self.sampler(evaluation_params(self.config, self.state), self.step)
+        except Stopped:
+            return
         self.sampled = self.step
         if self.samples and self.terminal:
             self.samples.write(self.step, sample)
@@ -259,6 +261,7 @@ class Trainer:
         """To everything that is written to."""
         for writer in self.writers:
             writer.write(step, values)
+        self.ledger.write(self.step)
 
     def tell_anomaly(self, step: int, values: dict[str, float], data_state: dict[str, Any]) -> str:
         """Writes anomaly.json, and says what happened and where to return to."""
@@ -281,7 +284,8 @@ class Trainer:
 
     def close(self) -> None:
         """Ends bar, files and threads; `go` has reported what could not be written."""
-        for writer in (*reversed(self.writers), *([self.samples] if self.samples else [])):
+        self.watchdog.close()
+        for writer in (*reversed(self.writers), *filter(None, (self.samples, self.ledger))):
             with contextlib.suppress(RunFolderError):
                 writer.close()
         with contextlib.suppress(CheckpointError):

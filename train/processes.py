@@ -29,6 +29,11 @@ def writes() -> bool:
     return jax.process_index() == 0
 
 
+def this() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index()
+
+
 def rows_held(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that the devices of this process hold, in ascending order.
 
@@ -64,6 +69,20 @@ def all_say(value: Any) -> list[Any]:
     values = [value, *(json.loads(_service().blocking_key_value_get(key, PATIENCE_MS)) for key in keys)]
     _service().key_value_delete(f"{folder}/")
     return values
+
+
+def publish(value: Any) -> None:
+    """Leaves a value for `published`, in place of the one before; the others need not do anything for it."""
+    if jax.process_count() > 1:
+        _service().key_value_set(f"seq2see/published/{jax.process_index()}", json.dumps(value), allow_overwrite=True)
+
+
+def published() -> dict[int, Any]:
+    """The last value that each process has published, by its number; those that published nothing are left out."""
+    if jax.process_count() == 1:
+        return {}
+    found = _service().key_value_dir_get("seq2see/published/")
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 
 def wait_for_all() -> None:

@@ -28,7 +28,7 @@ class Member(threading.Thread):
         super().__init__(daemon=True)
         self.lost: list[str] = []
         self.answer, self.error = "", None
-        self.control = Control(process, count, silence, self.lost.append)
+        self.control = Control(process, count, silence, lambda what, _: self.lost.append(what))
         self._arguments = (HOST, port, seconds, lambda: "1234")
         self.start()
 

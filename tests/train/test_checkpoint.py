@@ -12,6 +12,7 @@ from configs.convert import override
 from configs.schema import Config, Mesh, Tokenizer
 from model import build
 from model.sharding import make_mesh, parameter_shapes
+from train import checksums
 from train.checkpoint import CheckpointError, Checkpoints, find, finished_steps, restore_params
 from train.data.tokenizer import make_tokenizer
 from train.optimizer import evaluation_params, make_optimizer
@@ -129,16 +130,60 @@ def test_a_half_written_checkpoint_does_not_count(run_dir, tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def harm(folder: Path, damage: str) -> None:
+    """What can happen to the largest file of a checkpoint."""
+    path = max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        written = bytearray(path.read_bytes())
+        written[len(written) // 2] ^= 1
+        path.write_bytes(written)
+
+
+DAMAGES = {"missing": "is missing", "truncated": "has .* bytes, not", "flipped bit": "is not what was written"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_one_clear_error(run_dir, tmp_path, damage):
     shutil.copytree(run_dir, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints" / "5" / "state").rglob("d/*"):
-        if damage == "missing":
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"5 is damaged or of another format \(the run also has .*@2, .*@4\)"):
+    harm(tmp_path / "run" / "checkpoints" / "5", damage)
+    others = r"\(the run also has .*@2, .*@4\)"
+    with pytest.raises(CheckpointError, match=f"5 is damaged or of another format {others}: .*{DAMAGES[damage]}"):
         restore_params(tmp_path / "run")
+
+
+def test_a_run_goes_on_from_the_newest_good_checkpoint_and_keeps_the_damaged(run_dir, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    harm(folder / "checkpoints" / "5", "flipped bit")
+    checkpoints = Checkpoints(folder, TINY, "{}")
+    assert checkpoints.newest_good() == checkpoints.newest() == 4
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("The checkpoint of step 5 is damaged (state/")
+    assert line.endswith(f"is not what was written); it is now {folder / 'damaged' / '5.0'}.")
+    assert (folder / "damaged" / "5.0" / "state").is_dir()
+    # It can be written again, and nothing that is damaged is taken for a checkpoint.
+    checkpoints.save(numbered(TINY, make_mesh(TINY.mesh), 5), 5, {"rows": {}}, None)
+    checkpoints.wait()
+    assert checkpoints.newest_good() == 5
+    checkpoints.close()
+    assert checksums.damage(folder / "checkpoints" / "5") is None
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(run_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    steps = finished_steps(folder)
+    for step in steps:
+        harm(folder / "checkpoints" / str(step), "truncated")
+    checkpoints = Checkpoints(folder, TINY, "{}")
+    with pytest.raises(CheckpointError, match=r"All 3 checkpoints in .* are damaged \(the newest: state/"):
+        checkpoints.newest_good()
+    checkpoints.close()
+    assert finished_steps(folder) == steps
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -1,0 +1,65 @@
+"""Signals at the moments at which Python does not answer them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.stop import RESTART
+
+ROOT = Path(__file__).parents[2]
+# The main thread computes in C, and Python answers no signal meanwhile: as where XLA compiles.
+CHILD = """
+import hashlib, os, sys
+from train.stop import Stop, hold
+
+stop = Stop("the same command")
+stop.farewell = lambda sentence: print("told the others:", sentence, flush=True)
+stop.install()
+moment = sys.argv[1]
+if moment == "before a start":
+    hold()
+    os.kill(os.getpid(), 15)
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[2], "compiling", sys.argv[2]])
+stop.unsaved = moment == "unsaved"
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha1", b"", b"", 10**9 if moment == "compiling" else 10**7)
+print("asked" if stop() else "not asked", flush=True)
+"""
+
+
+def start(moment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, moment, CHILD]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number):
+    child = start("compiling" if number else "before a start")
+    assert child.stdout is not None
+    if number:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+    out, errors = child.communicate(timeout=50)
+    assert child.returncode == RESTART, errors
+    assert "asked" not in out
+    assert "told the others: stopped with nothing to save" in out
+    assert errors.endswith("Stopped with nothing to save; to go on: the same command\n")
+
+
+def test_with_something_to_save_it_is_a_request():
+    child = start("unsaved")
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for _ in range(2):  # What asks politely asks more than once.
+        child.send_signal(signal.SIGTERM)
+    out, errors = child.communicate(timeout=50)
+    assert (child.returncode, out) == (0, "asked\n"), errors
