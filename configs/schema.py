@@ -319,8 +319,12 @@ class Train:
     sample_prompt: str = setting("def ", "The prompt of the samples written while training.")
     sample_tokens: int = setting(64, "Tokens in each of those samples.", at_least=1)
     anomaly: str = setting(
-        "stop", "On a loss that is not finite or that spikes: stop the run, or skip that update.", ("stop", "skip")
+        "stop",
+        "On a loss that is not finite or that spikes: stop the run, skip that update, or roll back to the newest "
+        "checkpoint and go on from there with the data behind.",
+        ("stop", "skip", "rollback"),
     )
+    rollbacks: int = setting(3, "How often train.anomaly=rollback rolls back at most, before it stops.", at_least=1)
     spike_factor: float = setting(
         3.0,
         "A loss above this multiple of its moving average is a spike; 0 looks for NaN and infinity only.",

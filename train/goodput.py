@@ -74,6 +74,11 @@ class Ledger:
         self._spent.clear()
         self._line({"step": step, "time": self._mark + self._offset, "seconds": spent})
 
+    def go_back(self, step: int) -> None:
+        """The run goes on from the checkpoint of `step`, in this process: what came after it was for nothing."""
+        self.write(step + 1)
+        self._line({"from": step, "time": self._mark + self._offset})
+
     def begin_steps(self) -> None:
         """From now on, what is nothing else is a training step."""
         self._charge()

@@ -39,6 +39,14 @@ class TrainingError(RuntimeError):
     """A run that stopped by itself; the message names the step, the batch and the checkpoint to return to."""
 
 
+class Anomaly(Exception):  # noqa: N818
+    """A loss that is not finite or that spikes: of which step, its metrics, and the place in the data before it."""
+
+    def __init__(self, step: int, values: dict[str, float], data_state: dict[str, Any]) -> None:
+        super().__init__()
+        self.step, self.values, self.data_state = step, values, data_state
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """How `train` ended."""
@@ -110,18 +118,17 @@ class Trainer:
 
         self.step = self.checkpoints.newest_good() or 0
         self.ledger = Ledger(run.folder if processes.writes() else None, self.step)
+        self.make_state = lambda: init_state(
+            module, optimizer, config, self.mesh, initial_params(config, self.mesh) if config.init_from else None
+        )
+        self.like = like
         if self.step != (first := processes.first_says(self.step)):
             raise RunFolderError(
                 f"Process {jax.process_index()} sees step {self.step} in {run.folder}, process 0 sees step {first}: "
                 "all processes need the same folder, on storage that they share; choose one with --run."
             )
-        if self.step:
-            with self.ledger.spent_on("restore"):
-                self.state, data_state = self.checkpoints.restore(self.step, like)
-                self.batches.set_state(data_state)
-        else:
-            given = initial_params(config, self.mesh) if config.init_from else None
-            self.state = init_state(module, optimizer, config, self.mesh, given)
+        if (data_state := self.load_state()) is not None:
+            self.batches.set_state(data_state)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         train_step = make_train_step(module, optimizer, config, run.tokenizer.byte_lengths)
         self.train_step = jit_train_step(train_step, shardings, batch_sharding(self.mesh))
@@ -132,6 +139,15 @@ class Trainer:
         self.pace = Pace(config)
         self.watchdog = Watchdog(run.folder, watchdog_seconds, stop.farewell)
         self.open_writers()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Takes the state of the checkpoint of this step, and returns the place in the data; at step 0, a new state."""
+        if not self.step:
+            self.state = self.make_state()
+            return None
+        with self.ledger.spent_on("restore"):
+            self.state, data_state = self.checkpoints.restore(self.step, self.like)
+        return data_state
 
     def open_writers(self) -> None:
         """metrics.jsonl and samples.jsonl as they were at this step, and everything else that is written to."""
@@ -156,26 +172,35 @@ class Trainer:
         settings = self.config.train
         with jax.set_mesh(self.mesh):
             while True:
-                with self.pace.pause():
-                    if self.is_due(settings.eval_every):
-                        with self.ledger.spent_on("evaluation"):
-                            self.evaluate_once()
-                    if self.is_due(settings.sample_every):
-                        with self.ledger.spent_on("sampling"):
-                            self.sample_once()
-                    stopped = self.stop()
-                    if stopped or self.is_due(settings.checkpoint_every):
-                        with self.ledger.spent_on("save"):
-                            self.save()
-                        self.ledger.write(self.step)
-                if stopped or self.step == settings.steps:
-                    break
-                self.advance()
+                try:
+                    stopped = self.pause()
+                    if stopped or self.step == settings.steps:
+                        break
+                    self.advance()
+                except Anomaly as anomaly:
+                    self.roll_back(anomaly)
         with self.ledger.spent_on("save"):
             self.checkpoints.wait()
         self.ledger.write(self.step)
         self.signals.unsaved = False
         return Result(self.step, not stopped, self.evaluation)
+
+    def pause(self) -> bool:
+        """Does what is due between two steps; returns whether the run was asked to stop."""
+        settings = self.config.train
+        with self.pace.pause():
+            if self.is_due(settings.eval_every):
+                with self.ledger.spent_on("evaluation"):
+                    self.evaluate_once()
+            if self.is_due(settings.sample_every):
+                with self.ledger.spent_on("sampling"):
+                    self.sample_once()
+            stopped = self.stop()
+            if stopped or self.is_due(settings.checkpoint_every):
+                with self.ledger.spent_on("save"):
+                    self.save()
+                self.ledger.write(self.step)
+        return stopped
 
     def stop(self) -> bool:
         """Whether any process was asked to stop; to be called by all of them, wherever the run can end."""
@@ -212,8 +237,11 @@ class Trainer:
         with self.watchdog.waits():
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         step = self.step  # of `advance`, which has not counted its own step yet, or of what is done between steps
-        if values["train/anomaly"] and self.config.train.anomaly == "stop":
-            raise TrainingError(self.tell_anomaly(step, values, data_state))
+        if values["train/anomaly"] and self.config.train.anomaly != "skip":
+            anomaly = Anomaly(step, values, data_state)
+            if self.config.train.anomaly == "rollback":
+                raise anomaly
+            raise TrainingError(self.tell_anomaly(anomaly))
         logs = step == 1 or step % self.config.train.log_every == 0 or step == self.config.train.steps
         if logs or values["train/anomaly"]:
             self.write(step, {**values, **self.pace.measure(step)})
@@ -263,33 +291,77 @@ class Trainer:
             writer.write(step, values)
         self.ledger.write(self.step)
 
-    def tell_anomaly(self, step: int, values: dict[str, float], data_state: dict[str, Any]) -> str:
-        """Writes anomaly.json, and says what happened and where to return to."""
-        batch, seed = step - 1, self.config.train.seed
-        details = {"step": step, "batch": batch, "seed": seed, "data_state": processes.joined(data_state)}
-        details.update({name: repr(value) for name, value in values.items()})  # NaN is not JSON
-        path = self.run.folder / "anomaly.json"
+    def roll_back(self, anomaly: Anomaly) -> None:
+        """Returns to the newest checkpoint, to go on from there with the data behind the batches that were read.
+
+        A run that is killed before its next checkpoint meets the same anomaly again, and does the same: it counts once.
+        """
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest() or 0
+        record = {"step": anomaly.step, "to": newest, **self.described(anomaly)}
+        path = self.run.folder / "rollbacks.jsonl"
+        known: list[dict[str, Any]] = []
         if processes.writes():
-            write_atomically(path, json.dumps(details, indent=2))
+            known = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+            if record not in known:
+                known.append(record)
+        count = processes.first_says(len(known))
+        if count > self.config.train.rollbacks:
+            raise TrainingError(
+                f"{self.tell_anomaly(anomaly)} Before this, it has rolled back {count - 1} times (--train.rollbacks)."
+            )
+        if processes.writes():
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in known))
+            print(
+                f"Rolled back from step {anomaly.step} to step {newest}, leaving out the batches between: the loss was "
+                f"{anomaly.values['train/loss']:g}. This is number {count} of at most "
+                f"{self.config.train.rollbacks}; {path} has the details.",
+                file=sys.stderr,
+            )  # fmt: skip
+        self.pending, self.step = None, newest
+        self.close_writers()
+        self.ledger.go_back(newest)
+        self.load_state()
+        self.open_writers()
+
+    def described(self, anomaly: Anomaly) -> dict[str, Any]:
+        """What is known of it, for JSON; all processes have to call it."""
+        values = {name: repr(value) for name, value in anomaly.values.items()}  # NaN is not JSON.
+        data_state = processes.joined(anomaly.data_state)
+        return {"batch": anomaly.step - 1, "seed": self.config.train.seed, "data_state": data_state, **values}
+
+    def tell_anomaly(self, anomaly: Anomaly) -> str:
+        """Writes anomaly.json, and says what happened and where to return to."""
+        step, values = anomaly.step, anomaly.values
+        path, details = self.run.folder / "anomaly.json", self.described(anomaly)
+        if processes.writes():
+            write_atomically(path, json.dumps({"step": step, **details}, indent=2))
         self.checkpoints.wait()
         newest = self.checkpoints.newest()
         return (
             f"Stopped at step {step}: the loss is {values['train/loss']:g} (on average "
             f"{float(self.state.loss_average):g}), the gradient norm {values['train/grad_norm']:g}. "
-            f"This was batch {batch} of seed {seed}; {path} has the details and the place in the data. "
+            f"This was batch {step - 1} of seed {self.config.train.seed}; {path} has the details and the place in the "
+            "data. "
             + (f"Return to {self.run.folder}@{newest}: " if newest else "There is no checkpoint yet: start again ")
-            + "with --train.anomaly=skip, which goes on without such an update, or with a lower "
-            "--optimizer.learning_rate in a new run."
+            + "with --train.anomaly=skip, which goes on without such an update, with --train.anomaly=rollback, which "
+            "leaves out what was read since the checkpoint, or with a lower --optimizer.learning_rate in a new run."
         )
 
     def close(self) -> None:
         """Ends bar, files and threads; `go` has reported what could not be written."""
         self.watchdog.close()
-        for writer in (*reversed(self.writers), *filter(None, (self.samples, self.ledger))):
-            with contextlib.suppress(RunFolderError):
-                writer.close()
+        self.close_writers()
+        with contextlib.suppress(RunFolderError):
+            self.ledger.close()
         with contextlib.suppress(CheckpointError):
             self.checkpoints.close()
+
+    def close_writers(self) -> None:
+        """Ends everything that `open_writers` has begun."""
+        for writer in (*reversed(self.writers), *([self.samples] if self.samples else [])):
+            with contextlib.suppress(RunFolderError):
+                writer.close()
 
 
 def _told(sample: dict[str, str]) -> str:

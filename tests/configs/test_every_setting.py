@@ -231,7 +231,7 @@ def sample_request(config: Config) -> Any:
     asked = []
 
     def write(module, params, tokenizer, prompts, sampling, **options):
-        asked.append((prompts, options))
+        asked.append((prompts, {name: value for name, value in options.items() if name != "on_token"}))
         return [types.SimpleNamespace(text="")]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -280,7 +280,9 @@ def life(config: Config) -> dict[str, Any]:
         finally:
             trainer.close()
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rollbacks = run.folder / "rollbacks.jsonl"
     return {
+        "rollbacks": len(rollbacks.read_text().splitlines()) if rollbacks.exists() else 0,
         "end": end,
         "logged": [line["step"] for line in lines if "train/loss" in line],
         "evaluated": [(line["step"], line["eval/tokens"]) for line in lines if "eval/tokens" in line],
@@ -432,7 +434,8 @@ SETTINGS: dict[str, list[Look]] = {
     "train.sample_every": [(life, SKIP, [0, 2])],
     "train.sample_prompt": [(sample_request, {}, ["one", "two"]), (life, SKIP, ["def ", "one"])],
     "train.sample_tokens": [(sample_request, {}, [1, 2])],
-    "train.anomaly": [(life, {}, ["stop", "skip"])],
+    "train.anomaly": [(life, {}, ["stop", "skip", "rollback"])],
+    "train.rollbacks": [(life, {"train.anomaly": "rollback"}, [1, 2])],
     "train.spike_factor": [(training_step, {}, [0.0, 2.0, 3.0])],
     "train.score_sentences": [(scores, PAIRS, [2, 3])],
     "train.wandb": [(life, SKIP, ["", "one", "two"])],

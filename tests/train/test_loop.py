@@ -28,7 +28,10 @@ from configs.schema import Config, ConfigError
 from model.sharding import make_mesh
 from train import loop
 from train.checkpoint import CheckpointError, Checkpoints, finished_steps
+from train.data.pipeline import train_batches
 from train.data.sections import DataError
+from train.data.sources import open_corpus
+from train.data.tokenizer import Tokenizer
 from train.loop import TrainingError, train
 from train.run import RunFolderError, held
 
@@ -267,32 +270,62 @@ def test_another_text_is_refused(short, tmp_path):
         train(config, folder, "command")
 
 
-@pytest.mark.parametrize("anomaly", ["stop", "skip"])
-def test_nan_stops_with_step_batch_and_checkpoint_or_is_skipped(short, tmp_path, monkeypatch, anomaly):
-    made = loop.make_train_step
+@pytest.fixture
+def faulty(monkeypatch) -> list[Any]:
+    """The loss of the third step is NaN, on whatever it is computed; the inputs of all batches that are read."""
+    made, seen = loop.make_train_step, []
 
-    def faulty(*args: Any) -> Callable[..., Any]:
+    def is_third(inputs_BT: np.ndarray) -> np.bool_:
+        seen.append(inputs_BT.tolist())
+        return np.bool_(len(seen) == 3)
+
+    def make(*args: Any) -> Callable[..., Any]:
         train_step = made(*args)
 
         def step(state: Any, batch: Any) -> Any:
             new, metrics = train_step(state, batch)
-            bad = state.step == 2
+            bad = jax.pure_callback(is_third, jax.ShapeDtypeStruct((), np.bool_), batch["inputs"])
             loss = jax.numpy.where(bad, jax.numpy.nan, metrics["train/loss"])
             return new, {**metrics, "train/loss": loss, "train/anomaly": jax.numpy.where(bad, 1.0, 0.0)}
 
         return step
 
-    monkeypatch.setattr(loop, "make_train_step", faulty)
-    config, folder = override(short, {"train.anomaly": anomaly, "train.checkpoint_every": 1}), tmp_path / "run"
-    if anomaly == "stop":
-        with pytest.raises(TrainingError, match=f"Stopped at step 3: .*nan.*batch 2 of seed 0.*Return to {folder}@2"):
-            train(config, folder, "command")
-        assert json.loads((folder / "anomaly.json").read_text())["data_state"]["rows"]
-    else:
-        assert train(config, folder, "command").finished
-        (line,) = (line for line in lines(folder / "metrics.jsonl") if line.get("train/anomaly"))
-        assert line["step"] == 3
-        assert line["train/loss"] is None
+    monkeypatch.setattr(loop, "make_train_step", make)
+    return seen
+
+
+@pytest.mark.usefixtures("faulty")
+def test_nan_stops_with_step_batch_and_checkpoint(short, tmp_path):
+    config, folder = override(short, {"train.checkpoint_every": 1}), tmp_path / "run"
+    with pytest.raises(TrainingError, match=f"Stopped at step 3: .*nan.*batch 2 of seed 0.*Return to {folder}@2"):
+        train(config, folder, "command")
+    assert json.loads((folder / "anomaly.json").read_text())["data_state"]["rows"]
+
+
+@pytest.mark.usefixtures("faulty")
+def test_nan_is_skipped(short, tmp_path):
+    config, folder = override(short, {"train.anomaly": "skip", "train.log_every": 1}), tmp_path / "run"
+    assert train(config, folder, "command").finished
+    (line,) = (line for line in lines(folder / "metrics.jsonl") if line.get("train/anomaly"))
+    assert line["step"] == 3
+    assert line["train/loss"] is None
+
+
+def test_nan_rolls_back_and_leaves_out_what_was_read_since_the_checkpoint(short, tmp_path, capsys, faulty):
+    changes = {"train.anomaly": "rollback", "train.checkpoint_every": 2, "train.log_every": 1}
+    config, folder = override(short, changes), tmp_path / "run"
+    assert train(config, folder, "command").finished
+    (record,) = map(json.loads, (folder / "rollbacks.jsonl").read_text().splitlines())
+    assert (record["step"], record["to"], record["batch"]) == (3, 2, 2)
+    assert "Rolled back from step 3 to step 2" in capsys.readouterr().err
+    losses = [line["train/loss"] for line in lines(folder / "metrics.jsonl") if "train/loss" in line]
+    assert len(losses) == 4
+    assert all(np.isfinite(losses))
+    # Batch 2 was bad, 3 under way: both are left out, and nothing is read twice.
+    stream = train_batches(
+        open_corpus(config.data), Tokenizer.from_json((folder / "tokenizer.json").read_text()), config
+    )
+    assert faulty == [next(stream)["inputs"].tolist() for _ in range(6)]
 
 
 def test_a_full_disk_is_one_clear_error(short, tmp_path):
