@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from configs import versions
 from configs.schema import SECTIONS, Config, ConfigError, Data
 
 # Linear maps that can have low-rank matrices beside them.
@@ -42,22 +43,24 @@ def leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as nested dictionaries of plain values, ready for JSON."""
-    return dataclasses.asdict(config)
+    return {"version": versions.CURRENT, **dataclasses.asdict(config)}
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; absent settings keep their defaults.
+    """The inverse of `to_dict`, also for what an older version wrote; absent settings keep their defaults.
 
     Raises:
       ConfigError: a name that the schema does not have, or a value of the wrong type or range.
     """
     flat: dict[str, Any] = {}
+    values = dict(values)
+    version = values.pop("version", 1)
     for name, value in values.items():
         if name in SECTIONS and isinstance(value, dict):
             flat.update({f"{name}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
         else:
             flat[name] = value
-    return override(Config(), flat)
+    return override(Config(), versions.migrated(flat, version))
 
 
 def override(config: Config, values: dict[str, Any]) -> Config:
