@@ -53,13 +53,12 @@ def from_dict(values: dict[str, Any]) -> Config:
       ConfigError: a name that the schema does not have, or a value of the wrong type or range.
     """
     flat: dict[str, Any] = {}
-    values = dict(values)
-    version = values.pop("version", 1)
     for name, value in values.items():
         if name in SECTIONS and isinstance(value, dict):
             flat.update({f"{name}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
         else:
             flat[name] = value
+    version = flat.pop("version", 1)
     return override(Config(), versions.migrated(flat, version))
 
 

@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
@@ -138,6 +138,11 @@ def translation_sampler(run: Run) -> Any:
     return sample
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The program: signals are caught before anything heavy is imported."""
     STOP.install()
     start.program("launch.train", __doc__ or "", run, define, sys.argv)
+
+
+if __name__ == "__main__":
+    main()

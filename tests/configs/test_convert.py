@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import versions
 from configs.convert import (
     check,
     differences,
@@ -55,6 +56,7 @@ def test_a_config_survives_json_exactly(values):
 def test_leaves_are_all_settings_once():
     assert len(set(NAMES)) == len(NAMES)
     plain = to_dict(Config())
+    assert plain.pop("version") == versions.CURRENT
     assert len(NAMES) == sum(len(value) if isinstance(value, dict) else 1 for value in plain.values())
 
 
@@ -203,3 +205,20 @@ def test_configs_are_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().model.width = 1  # type: ignore[misc]
     assert all(preset() == preset() for preset in PRESETS.values())
+
+
+def test_a_config_of_an_older_version_is_read_with_the_names_of_today():
+    changes = {
+        2: versions.renamed({"model.size": "model.breadth"}),
+        3: versions.renamed({"model.breadth": "model.width", "train.saves": "train.keep"}),
+    }
+    old = {"model.size": 32, "train.saves": 1, "train.seed": 7}
+    assert versions.migrated(old, 1, changes) == {"model.width": 32, "train.keep": 1, "train.seed": 7}
+    assert versions.migrated({"model.breadth": 32}, 2, changes) == {"model.width": 32}
+    assert versions.migrated({"model.width": 32}, 3, changes) == {"model.width": 32}
+
+
+@pytest.mark.parametrize("version", [versions.CURRENT + 1, 0, "1", None])
+def test_a_config_of_a_newer_version_is_refused(version):
+    with pytest.raises(ConfigError, match="a newer seq2see wrote it"):
+        from_dict({**to_dict(Config()), "version": version})

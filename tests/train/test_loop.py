@@ -198,7 +198,28 @@ def test_ten_kills_in_the_middle_of_steps_and_saves_change_nothing(children, con
     assert not is_saving()
 
 
-def test_sigterm_saves_exits_0_and_the_same_command_goes_on(children, config, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_fifty_signals_at_any_moment_of_its_life_change_nothing(children, config, undisturbed, tmp_path):
+    """Start-up, compiling, steps, evaluations, samples, saves, their clean-up, the first moment and the last."""
+    folder, rng, seconds = tmp_path / "run", random.Random(time.time_ns()), 1.0
+    ends: dict[int, int] = {}
+    for number in range(50):
+        child = children.start(config, folder)
+        began = time.monotonic()
+        child.join(rng.uniform(0, seconds))
+        os.kill(child.pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
+        child.join(SECONDS)
+        assert child.exitcode in (0, 75, -signal.SIGTERM, -signal.SIGKILL)
+        ends[child.exitcode] = ends.get(child.exitcode, 0) + 1
+        # As long a life as it takes to get on: what a start takes depends on the machine.
+        if last_line(folder)["step"] == 0:
+            seconds = max(seconds, 1.5 * (time.monotonic() - began))
+    assert ends[-signal.SIGKILL] >= 20, ends
+    children.finish(config, folder)
+    assert_same_run(folder, undisturbed, config)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(children, config, undisturbed, tmp_path):
     folder = tmp_path / "run"
     child = children.start(config, folder)
     assert wait_until(lambda: last_line(folder)["step"] >= 20, child)

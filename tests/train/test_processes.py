@@ -66,7 +66,7 @@ def member(arguments: list[str], devices: int, log: Path, cache: Path, step_seco
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    from launch import report, start
+    from launch import report
     from launch import train as program
     from train import loop, metrics
     from train.data.pipeline import TokenizedSections
@@ -86,7 +86,7 @@ def member(arguments: list[str], devices: int, log: Path, cache: Path, step_seco
 
     TokenizedSections._tokenize, loop.Trainer.advance = noted, slowly
     sys.argv = ["launch.train", *arguments]
-    start.program("launch.train", "", program.run, program.define, sys.argv)
+    program.main()
 
 
 class Run:
