@@ -207,7 +207,8 @@ def test_fifty_signals_at_any_moment_of_its_life_change_nothing(children, config
         child = children.start(config, folder)
         began = time.monotonic()
         child.join(rng.uniform(0, seconds))
-        os.kill(child.pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
         child.join(SECONDS)
         assert child.exitcode in (0, 75, -signal.SIGTERM, -signal.SIGKILL)
         ends[child.exitcode] = ends.get(child.exitcode, 0) + 1
