@@ -3,6 +3,7 @@
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="def "
 uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import" --temperature=0 --table=5
 uv run -m launch.sample --checkpoint=runs/translate --prompt="Click the icon." --prompt="Choose a file." --beams=4
+uv run -m launch.sample --checkpoint=runs/quickstart --prompt="import " --beams=4 --beam_groups=4 --num_samples=4
 uv run -m launch.sample --checkpoint=smollm2 --score="The capital of France is Paris." --table=3
 uv run -m launch.sample --checkpoint=smollm2 --prompt="def add(a, b):" --weights=int8 --lookup=4
 uv run -m launch.sample --checkpoint=runs/encoder --prompt="def <|mask|>(self):"
@@ -61,6 +62,14 @@ def define(_: Sequence[str]) -> None:
         list(EARLY_STOPPING),
         "When beam search ends: yes, as soon as it has as many texts as beams; no, once the best beginning is no "
         "better than they are; never, once it could not become better however long.",
+    )
+    flags.DEFINE_integer(
+        "beam_groups", 1, "Diverse beam search: share the beams out among so many groups, which avoid each other."
+    )
+    flags.DEFINE_float(
+        "diversity",
+        0.5,
+        "Diverse beam search: what a token's log-probability loses for each beam of the groups before that takes it.",
     )
     flags.DEFINE_integer(
         "contrastive",
@@ -147,14 +156,18 @@ def check_flags() -> None:
         ("max_tokens", 1),
         ("table", 0),
         ("beams", 1),
+        ("beam_groups", 1),
+        ("diversity", 0),
         ("best_of", 1),
         ("contrastive", 0),
     ):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")
-    for name in ("length_penalty", "early_stopping"):
+    for name in ("length_penalty", "early_stopping", "beam_groups"):
         if FLAGS.beams == 1 and FLAGS[name].present:
             raise ConfigError(f"--{name}={FLAGS[name].value} is for beam search: add --beams=4.")
+    if FLAGS.beam_groups == 1 and FLAGS["diversity"].present:
+        raise ConfigError(f"--diversity={FLAGS.diversity:g} is for groups of beams: add --beam_groups=2.")
     choosing.check()
     weights.check()
     guessing.check()
@@ -244,7 +257,8 @@ def beam_samples(module: Any, restored: Restored, prompts: list[str], console: C
     found = search(
         module, restored.params, restored.tokenizer, prompts[:: FLAGS.num_samples],
         beams=FLAGS.beams, max_tokens=FLAGS.max_tokens, length_penalty=FLAGS.length_penalty,
-        early_stopping=EARLY_STOPPING[FLAGS.early_stopping], num_best=FLAGS.num_samples, stop=FLAGS.stop,
+        early_stopping=EARLY_STOPPING[FLAGS.early_stopping], groups=FLAGS.beam_groups,
+        diversity=FLAGS.diversity if FLAGS.beam_groups > 1 else 0.0, num_best=FLAGS.num_samples, stop=FLAGS.stop,
         top=likeliest(restored),
     )  # fmt: skip
     samples = [sample for best in found for sample in best]

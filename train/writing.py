@@ -183,6 +183,8 @@ def search(
     max_tokens: int,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
+    groups: int = 1,
+    diversity: float = 0.0,
     num_best: int = 1,
     stop: Sequence[str] = (),
     top: int = 0,
@@ -195,7 +197,7 @@ def search(
     found = beam_search(
         module, params, prompt_ids,
         beams=beams, max_tokens=max_tokens, ends=tokenizer.ends, length_penalty=length_penalty,
-        early_stopping=early_stopping, sources=sources, num_best=num_best,
+        early_stopping=early_stopping, sources=sources, num_best=num_best, groups=groups, diversity=diversity,
     )  # fmt: skip
     results: list[list[Sample]] = []
     for index, (prompt, hypotheses) in enumerate(zip(prompts, found, strict=True)):

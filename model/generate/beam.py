@@ -30,7 +30,9 @@ class Hypothesis(NamedTuple):
     """A text that was found; its tokens end with the one that ends texts, unless there was no more room."""
 
     tokens: list[int]
-    score: float  # Sum of its tokens' log-probabilities, divided by their number to the power of the length penalty.
+    # Sum of its tokens' log-probabilities (less what diversity takes), divided by their number to the power of the
+    # length penalty.
+    score: float
 
 
 @flax.struct.dataclass
@@ -46,7 +48,10 @@ class Beams:
     done_tokens_BKT: jax.Array  # Finished texts, best first.
     done_length_BK: jax.Array
     done_score_BK: jax.Array  # -inf where there is none.
-    open_B: jax.Array  # Whether a better text may still be found.
+    open_BG: jax.Array  # Whether a group may still find a better text.
+
+
+OF_BEAMS = ("logits_BKV", "tokens_BKT", "logprob_BK", "done_tokens_BKT", "done_length_BK", "done_score_BK")
 
 
 @flax.struct.dataclass
@@ -58,6 +63,7 @@ class Limits:
     length_penalty: jax.Array
     early_stopping: jax.Array
     never: jax.Array
+    diversity: jax.Array
 
 
 def beam_search(
@@ -72,6 +78,8 @@ def beam_search(
     sources: Sequence[Sequence[int]] | None = None,
     num_best: int = 1,
     early_stopping: bool | Literal["never"] = False,
+    groups: int = 1,
+    diversity: float = 0.0,
 ) -> list[list[Hypothesis]]:
     """The `num_best` best ways found to continue each prompt by at most `max_tokens` tokens, best first.
 
@@ -81,6 +89,11 @@ def beam_search(
     of them: a heuristic, since with a positive penalty a longer text may still become better. A row's texts depend on
     its own prompt and source only.
 
+    Beams can be shared out among groups that avoid each other (diverse beam search, Vijayakumar et al. 2016, algorithm
+    1): each group searches by itself, but in each step a token loses `diversity` of its log-probability for every beam
+    of the groups before that goes on with it ("Hamming diversity", section 4). What is lost stays lost, in the score
+    too.
+
     Args:
       prompts: token ids, at least one per row; lengths may differ.
       beams: how many beginnings are kept; 1 is greedy.
@@ -89,6 +102,7 @@ def beam_search(
       sources: token ids of what each row translates, for networks that do.
       early_stopping: True finishes a row as soon as it has `beams` texts; "never" only where no text could become
         better, whatever its length: with a positive penalty its beams are judged as if they were as long as can be.
+      groups: of equally many beams.
 
     Raises:
       ValueError: an empty prompt or source.
@@ -98,6 +112,8 @@ def beam_search(
         raise ValueError("A prompt needs at least one token.")
     if not 1 <= num_best <= beams:
         raise ConfigError(f"The {num_best} best of --beams={beams} texts: there must be at least that many beams.")
+    if groups < 1 or beams % groups:
+        raise ConfigError(f"--beam_groups={groups}: --beams={beams} do not fall into so many equal groups.")
     max_tokens = room_for(module.config, prompts, max_tokens)
     if not max_tokens:
         return [[Hypothesis([], 0.0)] for _ in prompts]
@@ -108,8 +124,11 @@ def beam_search(
         length_penalty=jnp.float32(length_penalty),
         early_stopping=jnp.bool_(early_stopping is True),
         never=jnp.bool_(early_stopping == "never"),
+        diversity=jnp.float32(diversity),
     )
-    found = _search(module, beams, bucket(max_tokens), params, state.cache, state.logits_BV, state.position_B, limits)
+    found = _search(
+        module, beams, groups, bucket(max_tokens), params, state.cache, state.logits_BV, state.position_B, limits
+    )
     tokens_BKT, length_BK, score_BK = map(np.asarray, found)
     return [
         [
@@ -121,10 +140,11 @@ def beam_search(
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _search(
     module: Any,
     beams: int,
+    groups: int,
     room: int,
     params: Any,
     cache: Any,
@@ -141,15 +161,16 @@ def _search(
         position_B=position_B,
         length=jnp.int32(0),
         tokens_BKT=jnp.zeros((*shape, room), jnp.int32),
-        logprob_BK=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),  # Beams that are equal would find the same texts.
+        # Beams of a group that are equal would find the same texts.
+        logprob_BK=jnp.full(shape, -jnp.inf).at[:, :: beams // groups].set(0.0),
         done_tokens_BKT=jnp.zeros((*shape, room), jnp.int32),
         done_length_BK=jnp.zeros(shape, jnp.int32),
         done_score_BK=jnp.full(shape, -jnp.inf),
-        open_B=jnp.ones(B, bool),
+        open_BG=jnp.ones((B, groups), bool),
     )
 
     def goes_on(state: Beams) -> jax.Array:
-        return (state.length < limits.max_tokens) & jnp.any(state.open_B)
+        return (state.length < limits.max_tokens) & jnp.any(state.open_BG)
 
     def read_and_choose(state: Beams) -> Beams:
         newest_BK = jax.lax.dynamic_index_in_dim(state.tokens_BKT, state.length - 1, axis=2, keepdims=False)
@@ -162,13 +183,40 @@ def _search(
         return _choose(dataclasses.replace(state, **after), limits)
 
     state = jax.lax.while_loop(goes_on, read_and_choose, _choose(state, limits))
-    return state.done_tokens_BKT, state.done_length_BK, state.done_score_BK
+    done_score_BK, order_BK = jax.lax.top_k(state.done_score_BK, beams)  # Of all groups.
+    return _take(state.done_tokens_BKT, order_BK), _take(state.done_length_BK, order_BK), done_score_BK
 
 
 def _choose(state: Beams, limits: Limits) -> Beams:
-    """Continue the beams by one token; finish texts and rows."""
+    """Continue the beams by one token, one group after the other."""
+    (B, K, V), G = state.logits_BKV.shape, state.open_BG.shape[1]
+    taken_BV, chosen = jnp.zeros((B, V)), []
+    for group in range(G):
+        beams = slice(group * K // G, (group + 1) * K // G)
+        own = {name: getattr(state, name)[:, beams] for name in OF_BEAMS}
+        mine = dataclasses.replace(state, **own, open_BG=state.open_BG[:, group : group + 1])
+        mine, parent_BK = _choose_in_group(mine, limits, limits.diversity * taken_BV)
+        chosen.append((mine, parent_BK + beams.start))
+        newest_BK = jax.lax.dynamic_index_in_dim(mine.tokens_BKT, state.length, axis=2, keepdims=False)
+        goes_on_BK = (mine.open_BG & jnp.isfinite(mine.logprob_BK)).astype(jnp.float32)
+        taken_BV = taken_BV.at[jnp.arange(B)[:, None], newest_BK].add(goes_on_BK)
+    parent_BK = jnp.concatenate([parent_BK for _, parent_BK in chosen], axis=1)
+    rows_R = (jnp.arange(B)[:, None] * K + parent_BK).reshape(-1)
+    return dataclasses.replace(
+        state,
+        cache=_reordered(state.cache, rows_R),
+        length=state.length + 1,
+        **{
+            name: jnp.concatenate([getattr(mine, name) for mine, _ in chosen], axis=1)
+            for name in (*OF_BEAMS, "open_BG")
+        },
+    )
+
+
+def _choose_in_group(state: Beams, limits: Limits, lost_BV: jax.Array) -> tuple[Beams, jax.Array]:
+    """Continue the beams of a group, whose tokens lose so much; finish texts. Also which beam each one continues."""
     B, K, V = state.logits_BKV.shape
-    logprob_BKV = jax.nn.log_softmax(state.logits_BKV) + state.logprob_BK[:, :, None]
+    logprob_BKV = jax.nn.log_softmax(state.logits_BKV) - lost_BV[:, None] + state.logprob_BK[:, :, None]
     # As many as cannot all end, as far as there are so many.
     count = min((1 + len(limits.ends_E)) * K, K * V)
     logprob_BC, choice_BC = jax.lax.top_k(logprob_BKV.reshape(B, K * V), count)
@@ -179,7 +227,7 @@ def _choose(state: Beams, limits: Limits) -> Beams:
     is_end_BC = jnp.any(token_BC[:, :, None] == limits.ends_E[None, None, :], axis=-1) | (length == limits.max_tokens)
 
     # Texts that end here and those that ended before, the best K of them; a finished row keeps what it has.
-    counts_BC = is_end_BC & (jnp.arange(count) < K)[None, :] & state.open_B[:, None]
+    counts_BC = is_end_BC & (jnp.arange(count) < K)[None, :] & state.open_BG
     scale = length.astype(jnp.float32) ** limits.length_penalty
     score_BC = jnp.where(counts_BC, logprob_BC / scale, -jnp.inf)
     done_score_BK, kept_BK = jax.lax.top_k(jnp.concatenate([state.done_score_BK, score_BC], axis=1), K)
@@ -188,22 +236,20 @@ def _choose(state: Beams, limits: Limits) -> Beams:
     done_length_BK = _take(jnp.concatenate([state.done_length_BK, length_BC], axis=1), kept_BK)
 
     logprob_BK, going_BK = jax.lax.top_k(jnp.where(is_end_BC, -jnp.inf, logprob_BC), K)
-    rows_R = (jnp.arange(B)[:, None] * K + _take(parent_BC, going_BK)).reshape(-1)
     worst_B = done_score_BK[:, -1]  # -inf until there are K texts.
     longest = jnp.where(limits.never & (limits.length_penalty > 0), limits.max_tokens, length)
     improves_B = logprob_BK[:, 0] / longest.astype(jnp.float32) ** limits.length_penalty > worst_B
     full_B = jnp.isfinite(worst_B) & limits.early_stopping
-    return dataclasses.replace(
+    after = dataclasses.replace(
         state,
-        cache=_reordered(state.cache, rows_R),
-        length=length,
         tokens_BKT=_take(tokens_BCT, going_BK),
         logprob_BK=logprob_BK,
         done_tokens_BKT=done_tokens_BKT,
         done_length_BK=done_length_BK,
         done_score_BK=done_score_BK,
-        open_B=state.open_B & improves_B & ~full_B,
+        open_BG=state.open_BG & (improves_B & ~full_B)[:, None],
     )
+    return after, _take(parent_BC, going_BK)
 
 
 def _take(values_BX: jax.Array, index_BK: jax.Array) -> jax.Array:

@@ -59,8 +59,16 @@ def network(request) -> Network:
     return Network(**NETWORKS[request.param])
 
 
-def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=False):
+def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=False, groups=1, diversity=0.0):
     """All finished texts of a row as (score, tokens), best first: lists, no cache, everything computed anew."""
+    lost, found = np.zeros((max_tokens + 1, VOCABULARY)), []
+    for _ in range(groups):
+        found += plain_group(network, row, beams // groups, max_tokens, end, penalty, early_stopping, lost, diversity)
+    return sorted(found, key=lambda text: -text[0])
+
+
+def plain_group(network, row, beams, max_tokens, end, penalty, early_stopping, lost, diversity):
+    """The finished texts of one group; what the next one's tokens lose at each length is added to `lost`."""
     prompt, going, done = PROMPTS[row], [(0.0, [])], []
     for length in range(1, max_tokens + 1):
         texts = [prompt + written for _, written in going]
@@ -68,7 +76,7 @@ def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=F
         found_NTV = network.logprobs(row, padded)
         next_NV = [logprobs_TV[len(text) - 1] for text, logprobs_TV in zip(padded, found_NTV, strict=True)]
         candidates = [
-            (logprob + float(next_NV[number][token]), [*written, token])
+            (logprob + float(next_NV[number][token] - lost[length][token]), [*written, token])
             for number, (logprob, written) in enumerate(going)
             for token in range(len(next_NV[number]))
         ]
@@ -85,6 +93,8 @@ def plain_search(network, row, beams, max_tokens, end, penalty, early_stopping=F
         stops = early_stopping is True
         if not going or (len(done) == beams and (stops or going[0][0] / longest**penalty <= done[-1][0])):
             break
+        for _, written in going:
+            lost[length][written[-1]] += diversity
     return done
 
 
@@ -103,6 +113,21 @@ def test_a_plain_search_finds_the_same_texts_and_scores(network, beams, penalty,
             theirs = plain_search(network, row, beams, max_tokens, end, penalty, early)
             assert [text.tokens for text in ours] == [tokens for _, tokens in theirs]
             np.testing.assert_allclose([text.score for text in ours], [score for score, _ in theirs], atol=1e-4)
+
+
+@pytest.mark.parametrize(("groups", "diversity"), [(2, 0.7), (4, 1.5)])
+def test_groups_find_what_a_plain_search_of_groups_finds(groups, diversity):
+    network = Network(**NETWORKS["rope"])
+    found = beam_search(
+        network.module, network.params, PROMPTS,
+        beams=4, max_tokens=8, ends=[END], num_best=4, groups=groups, diversity=diversity,
+    )  # fmt: skip
+    for row, ours in enumerate(found):
+        theirs = plain_search(network, row, 4, 8, END, 1.0, groups=groups, diversity=diversity)
+        assert [text.tokens for text in ours] == [tokens for _, tokens in theirs]
+        np.testing.assert_allclose([text.score for text in ours], [score for score, _ in theirs], atol=1e-4)
+    first = [{text.tokens[0] for text in ours} for ours in found]
+    assert groups == 2 or min(map(len, first)) > 1  # They begin in different ways.
 
 
 def test_the_cases_above_end_texts_early_and_late():
@@ -182,6 +207,8 @@ def test_what_cannot_be_searched_is_refused():
     settings = {"max_tokens": 8, "ends": [END]}
     with pytest.raises(ConfigError, match=r"5 best of --beams=4"):
         beam_search(network.module, network.params, PROMPTS, beams=4, num_best=5, **settings)
+    with pytest.raises(ConfigError, match=r"--beam_groups=3: --beams=4 do not fall"):
+        beam_search(network.module, network.params, PROMPTS, beams=4, groups=3, **settings)
     with pytest.raises(ValueError, match="at least one token"):
         beam_search(network.module, network.params, [[]], beams=4, **settings)
     with pytest.raises(ConfigError, match=r"25 tokens.*24 rows"):
