@@ -139,6 +139,11 @@ def test_greedy_text_is_streamed_the_same_each_time_and_is_a_prefix_of_a_longer_
     short = program("sample", *arguments, "--max_tokens=10").stdout
     long = program("sample", *arguments, "--max_tokens=30", "--seed=5").stdout
     assert long.startswith(short.rstrip("\n\ufffd"))
+    guessed = program("sample", *arguments, "--max_tokens=10", f"--draft={trained[0]}", "--guesses=3")
+    assert guessed.stdout == short
+    # The draft is the network itself, so only what was guessed beyond the last token can be in vain.
+    kept, of = map(int, re.search(r"(\d+) of (\d+) guesses kept", guessed.stderr).groups())
+    assert of - 3 <= kept <= of
 
 
 def test_the_table_marks_the_chosen_token(trained):
