@@ -31,6 +31,14 @@ Rotation = tuple[jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
+class Ring:
+    """Where the tokens stand in a cache that keeps as many as a window needs; see `Places`."""
+
+    slot_BT: jax.Array
+    sight: Sight
+
+
+@flax.struct.dataclass
 class Places:
     """Where the tokens stand: what every layer needs to know about it, computed once."""
 
@@ -45,6 +53,12 @@ class Places:
     slopes_N: jax.Array | None = None  # ALiBi's: what each head's scores lose per token of distance, float32.
     source_sight: Sight | None = None  # The source tokens that belong to each token's text.
     layer: Any = None  # Number of the layer, int32 scalar, which it says itself: there stands what it keeps in a cache.
+    ring: Ring | None = None  # For layers with a window, where the others keep more than they do.
+    prefix: str = flax.struct.field(pytree_node=False, default="")  # Of the names under which a layer keeps tokens.
+
+    def of_ring(self, ring: Ring) -> Places:
+        """The same for a layer that keeps its tokens in a ring."""
+        return dataclasses.replace(self, slot_BT=ring.slot_BT, sight=ring.sight, ring=None, prefix=kept.RING)
 
 
 class Attention(nn.Module):
@@ -63,6 +77,8 @@ class Attention(nn.Module):
             query_BTNH = positions.rotate(query_BTNH, rotation)
             key_BSKH = positions.rotate(key_BSKH, rotation)
         query_BTNH, key_BSKH = tap(self, "query", query_BTNH), tap(self, "key", key_BSKH)
+        if places.ring is not None and window > 0:  # Only where layers are apart, and know their window.
+            places = places.of_ring(places.ring)
         known = remember(self, {"key": key_BSKH, "value": tap(self, "value", value_BSKH)}, places)
         read_BTNH = read(self, query_BTNH, known["key"], known["value"], places, window)
         return output(self, read_BTNH)
@@ -95,10 +111,14 @@ class CrossAttention(nn.Module):
 
 def remember(module: nn.Module, new: dict[str, jax.Array], places: Places) -> dict[str, jax.Array]:
     """Write what is kept of each token, [B,T,...], into the layer's cache and return all of it; without one, `new`."""
-    if not all(module.has_variable("cache", name) for name in new):
+    if not all(module.has_variable("cache", f"{places.prefix}{name}") for name in new):
         return new
-    kept.keep_tokens(module, new, places.layer, places.slot_BT)
-    return {name: kept.recall(module, name, places.layer, value.dtype) for name, value in new.items()}
+    kept.keep_tokens(
+        module, {f"{places.prefix}{name}": value for name, value in new.items()}, places.layer, places.slot_BT
+    )
+    return {
+        name: kept.recall(module, f"{places.prefix}{name}", places.layer, value.dtype) for name, value in new.items()
+    }
 
 
 def rotation_of(places: Places, window: jax.Array) -> Rotation | None:
@@ -171,7 +191,8 @@ def read(
         kernel = kernels.choose(
             config, query_BTNH, key_BSKH, value_BSKH, causal=causal, biased=places.bias_BNTS is not None
         )
-    cached = module.has_variable("cache", "key") or module.has_variable("cache", "latent")
+    has_keys = module.has_variable("cache", f"{places.prefix}key")
+    cached = has_keys or module.has_variable("cache", "latent")
     if cached and kernel in (*kernels.BLOCKWISE, "chunked"):
         kernel = "dense"  # With few queries, nothing is gained by blocks.
     if kernel in kernels.BLOCKWISE:
@@ -179,11 +200,11 @@ def read(
             kernel, config, query_BTNH, key_BSKH, value_BSKH, sight,
             scale=scale, window=jnp.int32(0) if window is None else window, slopes_N=places.slopes_N, sinks_N=sinks_N,
         )  # fmt: skip
-    if sight.causal and module.has_variable("cache", "key") and platform() == "cpu":
+    if sight.causal and has_keys and platform() == "cpu":
+        key_LBSKH, value_LBSKH = (module.get_variable("cache", f"{places.prefix}{name}") for name in ("key", "value"))
         read_BTNH = kernels.cached(  # From the cache itself, not from this layer's part of it, which would be copied.
-            query_BTNH, module.get_variable("cache", "key"), module.get_variable("cache", "value"), places.layer,
-            sight, places.bias_BNTS, scale=scale, window=window, softcap=model.attention_softcap,
-            slopes_N=places.slopes_N, sinks_N=sinks_N,
+            query_BTNH, key_LBSKH, value_LBSKH, places.layer, sight, places.bias_BNTS, scale=scale, window=window,
+            softcap=model.attention_softcap, slopes_N=places.slopes_N, sinks_N=sinks_N, ring=places.prefix == kept.RING,
         )  # fmt: skip
         return checkpoint_name(read_BTNH, ATTENTION)
     visible_BTS, bias_BNTS = sight.visible(window), with_slopes(places.bias_BNTS, sight, places.slopes_N)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from configs.schema import Config
+from model.kept import RING
 from model.lens.places import tap
 from model.source import Source
 from model.transformer import Embedding, embed, find_places, or_default, through_layers, to_logits
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         positions_BT, rows_B = or_default(tokens_BT, positions_BT, rows_B)
         places = find_places(
             config, positions_BT, segments_BT, rows_B,
-            causal=config.model.network != "encoder", slots=cache_slots(self),
+            causal=config.model.network != "encoder", slots=cache_slots(self), ring=cache_slots(self, f"{RING}key"),
         )  # fmt: skip
         tokens = Embedding(config, config.tokenizer.vocab_size, name="embedding")
         x_BTD = tap(self, "embedded", embed(config, tokens, tokens_BT, positions_BT))
@@ -61,7 +62,11 @@ class Decoder(nn.Module):
         return to_logits(config, tokens, x_BTD) if head else x_BTD
 
 
-def cache_slots(module: nn.Module) -> int:
-    """How many tokens the cache of self-attention has room for; 0 without one, or where a state is kept instead."""
+def cache_slots(module: nn.Module, *names: str) -> int:
+    """How many tokens the cache of self-attention has room for; 0 without one, or where a state is kept instead.
+
+    Args:
+      names: what is kept of tokens; by default, of all of them.
+    """
     kept = module.variables.get("cache", {}).get("layers", {}).get("attention", {})
-    return next((kept[name].shape[2] for name in ("key", "latent") if name in kept), 0)
+    return next((kept[name].shape[2] for name in names or ("key", "latent") if name in kept), 0)

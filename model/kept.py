@@ -12,7 +12,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.packed import from_bits, to_bits
+from model.sharding import platform
+
+RING = "ring_"  # What the names begin with under which layers with a window keep no more than it.
+
+
+def kept_dtype(dtype: str) -> jnp.dtype:
+    """In which numbers of this dtype are kept where they are sliced."""
+    return jnp.dtype(jnp.uint16) if dtype == "bfloat16" and platform() == "cpu" else jnp.dtype(dtype)
+
+
+def to_bits(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Numbers as they are kept."""
+    x = x.astype(dtype)
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if kept_dtype(x.dtype.name) == jnp.uint16 else x
+
+
+def from_bits(x: jax.Array) -> jax.Array:
+    """What was kept: bits as float32, anything else as it is."""
+    if x.dtype != jnp.uint16:
+        return x
+    return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << jnp.uint32(16), jnp.float32)
 
 
 def recall(module: nn.Module, name: str, layer: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -31,7 +51,7 @@ def keep(module: nn.Module, name: str, layer: jax.Array, value: jax.Array) -> No
 def keep_tokens(module: nn.Module, new: dict[str, jax.Array], layer: jax.Array, slots_BT: jax.Array) -> None:
     """Write what is kept of each token, [B,T,...], into its slot.
 
-    A token's slot is its position, so which slots are filled needs no record of its own: those up to the query's.
+    A token's slot is its position (in a ring: modulo its slots), so which are filled needs no record of its own.
     A slot beyond the cache is dropped: that is how padding stays out of it.
     """
     row_B1 = jnp.arange(slots_BT.shape[0], dtype=jnp.int32)[:, None]

@@ -48,22 +48,27 @@ class Linear(nn.Module):
         """Map [..., *inputs] to [..., *outputs]."""
         model, count = self.config.model, len(self.inputs)
         scale = self.gain / math.sqrt(math.prod(self.inputs))
-        kernel = self.param(
-            "kernel", nn.initializers.normal(scale), self.inputs + self.outputs, jnp.dtype(model.param_dtype)
-        )
-        if packed.is_packed(kernel):
-            scale_of_it = self.variables["params"].get(packed.SCALE.format("kernel"))
-            y = packed.product(x, kernel, scale_of_it, tuple(range(count))).astype(model.dtype)
-        elif model.matmul == "default" or self.exact:
-            y = multiply(x, kernel.astype(model.dtype), count)
+        if self.has_variable("params", packed.MATRIX):
+            y = self.packed_product(x)
         else:
-            y = quantized.multiply(x, kernel.astype(model.dtype), count, model.matmul)
+            kernel = self.param(
+                "kernel", nn.initializers.normal(scale), self.inputs + self.outputs, jnp.dtype(model.param_dtype)
+            ).astype(model.dtype)
+            whole = model.matmul == "default" or self.exact
+            y = multiply(x, kernel, count) if whole else quantized.multiply(x, kernel, count, model.matmul)
         if self.has_lora():
             y = y + self.lora(x)
         if model.biases if self.bias is None else self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.dtype(model.param_dtype))
             y = y + bias.astype(model.dtype)[(None,) * (x.ndim - count)]
         return checkpoint_name(y, str(self.name))
+
+    def packed_product(self, x: jax.Array) -> jax.Array:
+        """What a kernel that is packed makes of [..., *inputs]."""
+        of_self = self.variables["params"]
+        lead = x.shape[: x.ndim - len(self.inputs)]
+        y = packed.product(x.reshape(*lead, -1), of_self[packed.MATRIX], of_self.get(packed.SCALE))
+        return y.reshape(*lead, *self.outputs).astype(self.config.model.dtype)
 
     def has_lora(self) -> bool:
         """Whether low-rank matrices are trained beside this map's kernel: within layers, where they are targets."""

@@ -20,7 +20,8 @@ from jax.ad_checkpoint import checkpoint_name
 from configs.convert import has_final_norm, layer_windows, max_length
 from configs.schema import Config
 from model import packed, positions
-from model.attention import Attention, CrossAttention, Places
+from model.apart import Apart
+from model.attention import Attention, CrossAttention, Places, Ring
 from model.experts import LOSSES, Experts
 from model.latent import LatentAttention
 from model.layers import Dropout, FeedForward, Linear, Norm
@@ -102,7 +103,9 @@ class Embedding(nn.Module):
     axis: str = "vocabulary"  # Logical name of the rows.
 
     def setup(self) -> None:
-        """Declare the table [rows, D]."""
+        """Declare the table [rows, D], unless it is packed."""
+        if self.has_variable("params", packed.MATRIX):
+            return
         model = self.config.model
         # Scaled up by sqrt(D), vectors start with a size of 1.
         spread = 1 / math.sqrt(model.width) if model.scale_embeddings and self.axis == "vocabulary" else 0.02
@@ -112,22 +115,23 @@ class Embedding(nn.Module):
 
     def __call__(self, index_BT: jax.Array) -> jax.Array:
         """The vectors [B,T,D] of the indices."""
-        if packed.is_packed(self.embedding):
-            return packed.rows_of(self.embedding, self.scale(), index_BT, self.config.model.dtype)
+        if self.has_variable("params", packed.MATRIX):
+            return packed.rows_of(*self.packed(), index_BT, self.config.model.dtype)
         # Gather the width first: from a table whose width is spread, XLA would make the whole result on each device.
         table_VD = constrain(self.embedding.astype(self.config.model.dtype), self.axis, "width")
         return constrain(table_VD[index_BT], "rows", "length", "width")
 
     def scores(self, x_BTD: jax.Array) -> jax.Array:
         """How well each vector matches each of the table's, [B,T,rows] float32: the output layer, if tied."""
-        if packed.is_packed(self.embedding):
-            return packed.product(x_BTD, self.embedding, self.scale(), (1,))
+        if self.has_variable("params", packed.MATRIX):
+            return packed.product(x_BTD, *self.packed())
         table_VD = self.embedding.astype(self.config.model.dtype)
         return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
 
-    def scale(self) -> jax.Array | None:
-        """What the rows of a packed table are multiplied by, [rows], if anything."""
-        return self.variables["params"].get(packed.SCALE.format("embedding"))
+    def packed(self) -> tuple[jax.Array, jax.Array | None]:
+        """The table in fewer bytes, and what its rows are multiplied by, [rows], if anything."""
+        of_self = self.variables["params"]
+        return of_self[packed.MATRIX], of_self.get(packed.SCALE)
 
 
 # The functions below declare modules: they are to be called in a compact method.
@@ -176,12 +180,13 @@ def through_layers(
     )
     # The scan makes jax scalars of each.
     layers_L = Layer(*np.array([range(num_layers), layer_windows(config, num_layers)], np.int32))
+    unbound = block(config, deterministic, translates, parent=None)
+    stacked = stack(config, deterministic, translates, parent=None)
     if ways("layers") == 1:
-        x_BTD, _ = stack(config, deterministic, translates, name="layers")(x_BTD, layers_L, places, memory_BSD)
+        layers = Apart(stacked, unbound, num_layers, name="layers")
     else:
-        unbound = block(config, deterministic, translates, parent=None)
-        stacked = stack(config, deterministic, translates, parent=None)
-        x_BTD, _ = Pipeline(config, stacked, unbound, num_layers, name="layers")(x_BTD, layers_L, places, memory_BSD)
+        layers = Pipeline(config, stacked, unbound, num_layers, name="layers")
+    x_BTD, _ = layers(x_BTD, layers_L, places, memory_BSD)
     if has_final_norm(config):
         x_BTD = Norm(config, model.norm, name="final_norm")(x_BTD)
     return constrain(x_BTD, "rows", "length", "width")
@@ -272,9 +277,13 @@ def find_places(
     *,
     causal: bool = True,
     slots: int = 0,
+    ring: int = 0,
     source_segments_BS: jax.Array | None = None,
 ) -> Places:
-    """Distances and visibility between the tokens and all keys: those of this call, or the `slots` of a cache."""
+    """Distances and visibility between the tokens and all keys: those of this call, or the `slots` of a cache.
+
+    With a `ring` of so many slots, layers with a window look into that.
+    """
     model, shape = config.model, positions_BT.shape
     begins_BT, real_BT = begins_and_real(positions_BT, segments_BT)
     segments_BT = jnp.ones(shape, jnp.int32) if segments_BT is None else segments_BT
@@ -293,7 +302,7 @@ def find_places(
         bias_BNTS = RelativeBias(config, not causal, name="relative")(sight.distance())
     if source_segments_BS is not None:
         source_sight = Sight(positions_BT, jnp.zeros_like(source_segments_BS), segments_BT, source_segments_BS)
-    return Places(
+    places = Places(
         slot_BT=jnp.where(real_BT, positions_BT, slots),
         begins_BT=begins_BT,
         real_BT=real_BT,
@@ -305,6 +314,27 @@ def find_places(
         slopes_N=slopes_N,
         source_sight=source_sight,
     )
+    if not ring:
+        return places
+    of_ring = find_in_ring(config, positions_BT, real_BT, ring)
+    return dataclasses.replace(places, ring=of_ring) if slots else places.of_ring(of_ring)
+
+
+def find_in_ring(config: Config, positions_BT: jax.Array, real_BT: jax.Array, slots: int) -> Ring:
+    """Where tokens stand in a ring, and what it holds: in slot s the newest token whose position is s modulo `slots`.
+
+    Raises:
+      ValueError: so many tokens at once that the first would not see its whole window any more.
+    """
+    T, window = positions_BT.shape[1], config.model.window
+    if slots - window + 1 < T:
+        raise ValueError(
+            f"A ring of {slots} slots for a window of {window} takes {slots - window + 1} tokens, not {T}."
+        )
+    newest_B1 = jnp.max(jnp.where(real_BT, positions_BT, -1), axis=1, keepdims=True)
+    keys_BS = newest_B1 - (newest_B1 - jnp.arange(slots, dtype=jnp.int32)[None]) % slots
+    keys_BS = jnp.where(keys_BS < 0, jnp.iinfo(jnp.int32).max // 2, keys_BS)  # Empty: behind every query.
+    return Ring(jnp.where(real_BT, positions_BT % slots, slots), Sight(positions_BT, keys_BS, causal=True))
 
 
 def or_default(

@@ -21,7 +21,7 @@ from launch.plans.chips import CHIPS
 from launch.plans.gpus import Hosts
 from launch.plans.topology import Topology
 from model import build
-from model.generate.cache import cache_axes, empty_cache
+from model.generate.cache import cache_axes, empty_cache, ring_slots
 from model.generate.choose import Sampling
 from model.generate.decode import CHUNK, Rows, State, decode_chunk
 from model.sharding import batch_sharding, check_divisible, param_shardings, parameter_shapes, partition
@@ -121,7 +121,8 @@ def decode_program(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Memory
 
     slots, sources = config.data.length, source_length(config.data) if translates(config) else 0
     with jax.set_mesh(mesh):  # What is kept, and how, depends on the platform.
-        shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources))
+        ring = ring_slots(config, slots, apart=False)
+        shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, sources, ring))
     cache = jax.tree_util.tree_map_with_path(kept, shapes)
     texts = Rows.of(
         [[0]] * rows, [Sampling()] * rows, config.tokenizer.vocab_size,

@@ -20,7 +20,8 @@ import numpy as np
 
 from configs.convert import check_length, longest_text, translates
 from configs.schema import Config
-from model.generate.cache import empty_cache, spread
+from model.apart import are_apart
+from model.generate.cache import PIECE, empty_cache, ring_slots, spread
 from model.generate.choose import Choice, History, Sampling, choose
 from model.generate.grammar import Matcher, masks
 from model.sharding import constrain
@@ -213,8 +214,11 @@ def prefill(
         check_length(module.config, max(map(len, sources)))
         source = Source.of(jnp.asarray(padded(sources, end)), jnp.array([len(ids) for ids in sources], jnp.int32))
         source_slots = source.tokens_BS.shape[1]
-    cache = empty_cache(module.config, len(prompts), bucket(int(lengths_B.max()) + max_tokens), source_slots)
-    return _prefill(module, params, cache, padded(prompts, end), lengths_B, source)
+    slots = bucket(int(lengths_B.max()) + max_tokens)
+    ring = ring_slots(module.config, slots, are_apart(params))
+    cache = empty_cache(module.config, len(prompts), slots, source_slots, ring)
+    read = _prefill_by_pieces if ring else _prefill
+    return read(module, params, cache, padded(prompts, end), lengths_B, source)
 
 
 def bucket(length: int) -> int:
@@ -244,6 +248,33 @@ def _prefill(
     return Prefilled(variables["cache"], logits_BV, lengths_B)
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _prefill_by_pieces(
+    module: Any, params: Any, cache: Any, tokens_BT: jax.Array, lengths_B: jax.Array, source: Source | None
+) -> Prefilled:
+    """The same, PIECE tokens at a time: more would push each other out of a ring."""
+    B, T = tokens_BT.shape
+    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, -T % PIECE)))
+
+    def read(carry: tuple[Any, jax.Array], start: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+        cache, logits_BV = carry
+        tokens_BC = jax.lax.dynamic_slice_in_dim(tokens_BT, start, PIECE, 1)
+        places_BC = jnp.broadcast_to(start + jnp.arange(PIECE, dtype=jnp.int32), (B, PIECE))
+        segments_BC = (places_BC < lengths_B[:, None]).astype(jnp.int32)
+        logits_BCV, variables = module.apply(
+            {"params": params, "cache": cache}, tokens_BC, places_BC, segments_BC, source=source, mutable=["cache"]
+        )
+        last_B = lengths_B - 1 - start
+        last_BV = jnp.take_along_axis(logits_BCV, jnp.clip(last_B, 0, PIECE - 1)[:, None, None], axis=1)[:, 0]
+        is_here_B1 = ((last_B >= 0) & (last_B < PIECE))[:, None]
+        return (variables["cache"], jnp.where(is_here_B1, last_BV, logits_BV)), None
+
+    nothing_BV = jnp.zeros((B, module.config.tokenizer.vocab_size), jnp.float32)
+    starts = jnp.arange(0, tokens_BT.shape[1], PIECE, dtype=jnp.int32)
+    (cache, logits_BV), _ = jax.lax.scan(read, (cache, nothing_BV), starts)
+    return Prefilled(cache, logits_BV, lengths_B)
+
+
 class Written(NamedTuple):
     """What a chunk of the loop wrote, as arrays of the device; see `Chunk`."""
 
@@ -256,15 +287,26 @@ class Written(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def decode_chunk(
-    module: Any, length: int, top: int, params: Any, state: State, allowed_BW: jax.Array | np.ndarray | None = None
+    module: Any,
+    length: int,
+    top: int,
+    params: Any,
+    state: State,
+    allowed_BW: jax.Array | np.ndarray | None = None,
+    steps: np.ndarray | None = None,
 ) -> tuple[State, Written]:
     """Choose `length` tokens, one after another, each read back into the network.
 
-    A row that is done repeats the first token that ends it, and reads nothing more. `allowed_BW` is a mask of
-    `model/generate/grammar.py` for the first token; with one, `length` is 1.
+    A row that is done repeats the first token that ends it, and reads nothing more.
+
+    Args:
+      allowed_BW: a mask of `model/generate/grammar.py`. It is that of the next token: where it forbids any, only that
+        one may be chosen.
+      steps: int32 scalar; if given, only so many of the tokens are chosen, by the same program, and the rest are zeros.
     """
 
-    def one_token(state: State, _: None) -> tuple[State, tuple[jax.Array, ...]]:
+    def one_token(number: jax.Array, carry: tuple[State, tuple[jax.Array, ...]]) -> Any:
+        state, written = carry
         rows = state.rows
         logprobs_BV = jax.nn.log_softmax(rows.logits_BV)
         token_B = choose(
@@ -293,14 +335,13 @@ def decode_chunk(
             done_B=rows.done_B | is_end_B,
             history=rows.history.add(token_B, goes_B),
         )
-        return State(spread(variables["cache"]), shared_by_rows(after)), (
-            token_B,
-            logprob_B,
-            top_tokens_BK,
-            top_logprobs_BK,
-        )
+        new = token_B, logprob_B, top_tokens_BK, top_logprobs_BK
+        written = tuple(all_C.at[number].set(one) for all_C, one in zip(written, new, strict=True))
+        return State(spread(variables["cache"]), shared_by_rows(after)), written
 
-    state, out = jax.lax.scan(one_token, state, length=length)
+    shape, top = (length, len(state.rows.done_B)), min(top, state.rows.logits_BV.shape[1])
+    nothing = tuple(jnp.zeros((*shape, *tops), dtype) for tops in ((), (top,)) for dtype in (jnp.int32, jnp.float32))
+    state, out = jax.lax.fori_loop(0, length if steps is None else steps, one_token, (state, nothing))
     tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK = (jnp.moveaxis(array, 0, 1) for array in out)
     return state, Written(tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK, state.rows.done_B)
 

@@ -26,15 +26,16 @@ import numpy as np
 
 from configs.convert import check_length, fills_in, longest_text, translates
 from configs.schema import ConfigError
-from model.generate.cache import empty_cache, spread
+from model.apart import are_apart
+from model.generate.cache import PIECE, empty_cache, ring_slots, spread
 from model.generate.choose import likeliest
 from model.generate.decode import Rows, State, Written, decode_chunk, shared_by_rows
 from model.generate.grammar import Grammars, Matcher, masks
 from model.generate.requests import EngineStats, Event, Request, Token
 from model.generate.slots import (
-    PIECE,
     enter,
     padded_source,
+    piece_logits,
     put_block,
     read_piece,
     source_bucket,
@@ -119,7 +120,8 @@ class Engine:
         self._max_blocks = 0 if translates(config) else tokens // PIECE
         nobody = self._rows(Request((0,)), 0)
         rows = jax.tree.map(lambda x: np.repeat(x, slots, axis=0), nobody)
-        make = jax.jit(lambda: spread(empty_cache(config, slots, self._room, self._source_slots)))
+        ring = ring_slots(config, self._room, are_apart(params))
+        make = jax.jit(lambda: spread(empty_cache(config, slots, self._room, self._source_slots, ring)))
         self._state = State(make(), jax.jit(shared_by_rows)(rows))
 
     def submit(self, request: Request) -> int:
@@ -173,12 +175,14 @@ class Engine:
 
     def _decode(self) -> Written:
         """Write a chunk; with a grammar in one of the rows a token, since the host has to say which may come next."""
-        length, allowed_BW = self.chunk, None
         matchers = [text.matcher if text and self._writes(text) else None for text in self._slots]
-        if any(matchers):
-            length, allowed_BW = 1, masks(matchers, self.module.config.tokenizer.vocab_size)
-        self._state, written = decode_chunk(self.module, length, self.top, self.params, self._state, allowed_BW)
-        return written
+        steps = 1 if any(matchers) else self.chunk
+        # An engine that may get grammars has masks always, so that one program serves them and all else.
+        allowed_BW = masks(matchers, self.module.config.tokenizer.vocab_size) if self.grammars else None
+        self._state, written = decode_chunk(
+            self.module, self.chunk, self.top, self.params, self._state, allowed_BW, np.int32(steps)
+        )
+        return jax.tree.map(lambda array: array[:, :steps] if array.ndim > 1 else array, jax.device_get(written))
 
     def _check(self, request: Request) -> None:
         config, V = self.module.config, self.module.config.tokenizer.vocab_size
@@ -278,16 +282,18 @@ class Engine:
             )
         padded_C, scores = np.zeros(PIECE, np.int32), text.request.prompt_logprobs
         padded_C[: len(piece)] = piece
-        cache, logits_CV = read_piece(
-            self.module, scores, self.params, self._state.cache, row, padded_C, start, np.int32(len(piece)), source
+        length = np.int32(len(piece))
+        cache, hidden_1CD = read_piece(
+            self.module, self.params, self._state.cache, row, padded_C, start, length, source
         )
         self._state = dataclasses.replace(self._state, cache=cache)
         if scores:
+            logits_CV = piece_logits(self.module, True, self.params, hidden_1CD, length)
             self._report_prompt(text, logits_CV[: len(piece)])
         text.read += len(piece)
         if last:
             one = self._rows(text.request, text.limit)
-            logits_V = logits_CV[len(piece) - 1 if scores else 0]
+            logits_V = piece_logits(self.module, False, self.params, hidden_1CD, length)[0]
             self._state = dataclasses.replace(self._state, rows=enter(self._state.rows, row, one, logits_V))
         elif self._max_blocks and text.digest not in self._blocks:
             self._blocks[text.digest] = take_block(cache, row, start)
@@ -307,7 +313,7 @@ class Engine:
 
     def _collect(self, written: Written) -> list[Event]:
         """What the loop wrote, for each request; those that have ended leave."""
-        tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK, _ = jax.device_get(written)
+        tokens_BC, logprobs_BC, top_BCK, top_logprobs_BCK, _ = written
         events = []
         for slot, text in enumerate(self._slots):
             if text is None or not self._writes(text):

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import Head, Source
-from model.generate.cache import block_of, row_of, spread, with_block, with_row
+from model.generate.cache import PIECE, block_of, row_of, spread, with_block, with_row
 from model.generate.decode import Rows, bucket, shared_by_rows
 from model.transformer import softcap
-
-PIECE = 64  # Tokens of a prompt that are read at once, and of a block of the prefix cache.
 
 
 def source_bucket(length: int) -> int:
@@ -36,10 +34,9 @@ def padded_source(tokens: tuple[int, ...], size: int) -> Source:
     return Source.of(jnp.asarray(padded_BS), jnp.array([len(tokens)], jnp.int32))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def read_piece(
     module: Any,
-    scores: bool,
     params: Any,
     cache: Any,
     row: jax.Array,
@@ -48,10 +45,7 @@ def read_piece(
     length: jax.Array,
     source: Source | None,
 ) -> tuple[Any, jax.Array]:
-    """Read `length` tokens of a row's text from position `start` on; return the cache and logits.
-
-    The logits are [1,V], of what follows the last token, or with `scores` [C,V], of what follows each.
-    """
+    """Read `length` tokens of a row's text from position `start` on; return the cache and what `piece_logits` takes."""
     places_C = jnp.arange(PIECE, dtype=jnp.int32)
     mine = row_of(cache, row)
     if source is not None:
@@ -63,10 +57,19 @@ def read_piece(
         tokens_C[None], (start + places_C)[None], (places_C < length).astype(jnp.int32)[None],
         source=source, head=False, mutable=["cache"],
     )  # fmt: skip
-    if not scores:
+    return spread(with_row(cache, row, variables["cache"])), hidden_BCD
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def piece_logits(module: Any, every: bool, params: Any, hidden_BCD: jax.Array, length: jax.Array) -> jax.Array:
+    """Logits of what follows the last token of a piece, [1,V], or with `every` each of its tokens, [C,V].
+
+    A program of its own, since that before it takes long to compile, and is the same for both.
+    """
+    if not every:
         hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BCD, length - 1, 1, axis=1)
     scores_BCV: Any = Head(module.config).apply({"params": params}, hidden_BCD)
-    return spread(with_row(cache, row, variables["cache"])), softcap(module.config, scores_BCV)[0]
+    return softcap(module.config, scores_BCV)[0]
 
 
 @partial(jax.jit, donate_argnums=0)

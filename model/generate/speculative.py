@@ -24,6 +24,7 @@ import numpy as np
 
 from configs.convert import is_recurrent
 from configs.schema import ConfigError
+from model.generate.cache import PIECE
 from model.generate.choose import Choice, History, Sampling, adjust, draw, filter_logits
 from model.generate.decode import Chunk, Rows, bucket, place_keys, prefill, room_for
 
@@ -141,8 +142,8 @@ def speculate(
 
 
 def _check(module: Any, guess: Lookup | Draft) -> None:
-    if guess.count < 1:
-        raise ConfigError(f"Guesses per round: {guess.count}; there must be at least 1.")
+    if not 1 <= guess.count < PIECE:  # A ring has room for so many wrong ones.
+        raise ConfigError(f"Guesses per round: {guess.count}; there must be 1 to {PIECE - 1}.")
     for network in (module, guess.module) if isinstance(guess, Draft) else (module,):
         config = network.config
         if is_recurrent(config) or config.model.attention in ("linear", "delta") or config.model.network != "decoder":

@@ -15,8 +15,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from model.kept import from_bits
 from model.masks import Sight
-from model.packed import from_bits
 
 BLOCK = 128  # Keys; fewer where the cache is no multiple of it.
 LEAST = 8
@@ -35,10 +35,12 @@ def cached(
     softcap: float = 0.0,
     slopes_N: jax.Array | None = None,
     sinks_N: jax.Array | None = None,
+    ring: bool = False,
 ) -> jax.Array:
     """The output of `dense` without its weights, [B,T,N,H] in the dtype of the queries.
 
-    Keys and values are those of all layers, of which `layer` (int32 scalar) is read; the key in slot s has position s.
+    Keys and values are those of all layers, of which `layer` (int32 scalar) is read; the key in slot s has position s,
+    or in a `ring` some position, and slots are filled from the first on.
     `window`, `slopes_N` and `sinks_N` are those of `ring`.
     """
     B, T, N, H = query_BTNH.shape
@@ -65,7 +67,7 @@ def cached(
             scores_BNTs = softcap * jnp.tanh(scores_BNTs / softcap)
         if bias_BNTS is not None:
             scores_BNTs = scores_BNTs + jax.lax.dynamic_slice_in_dim(bias_BNTS, start, block, 3)
-        slots_Bs = jnp.broadcast_to(start + jnp.arange(block, dtype=jnp.int32), (B, block))
+        slots_Bs = jax.lax.dynamic_slice_in_dim(sight.key_BS, start, block, 1)
         near = Sight(sight.query_BT, slots_Bs, causal=True)
         if slopes_N is not None:
             far_BTs = jnp.abs(near.distance()).astype(jnp.float32)
@@ -82,7 +84,7 @@ def cached(
         return new_BNT, total_BNT, output_BNTH * faded_BNT[..., None] + read_BKGTH.reshape(B, N, T, H)
 
     first, end = jnp.int32(0), jnp.minimum(jnp.max(sight.query_BT), S - 1) // block + 1
-    if window is not None:
+    if window is not None and not ring:
         oldest = jnp.maximum(jnp.min(sight.query_BT) - window + 1, 0) // block
         first = jnp.where(window > 0, jnp.minimum(oldest, end - 1), 0).astype(jnp.int32)
     highest_BNT, total_BNT = jnp.full((B, N, T), lowest), jnp.zeros((B, N, T))

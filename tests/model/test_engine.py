@@ -15,8 +15,8 @@ from configs.convert import override
 from configs.schema import ConfigError
 from model import build
 from model.generate import Engine, Request, Sampling, generate
+from model.generate.cache import PIECE
 from model.generate.decode import decode_chunk
-from model.generate.slots import PIECE
 from model.sharding import make_mesh, param_shardings
 
 LONG = tuple(random_tokens(2 * PIECE + 9, seed=1).tolist())

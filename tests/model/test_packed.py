@@ -41,21 +41,24 @@ def test_a_packed_network_gives_what_rounded_weights_give(name, kind, monkeypatc
     def logits(params):
         return np.asarray(jax.jit(lambda params: module.apply({"params": params}, tokens_BT, source=source))(params))
 
-    small = packed.pack(module, params, kind)
-    changed = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(small) if leaf.dtype != jnp.float32}
-    assert len(changed) >= 4
+    small, count = packed.pack(module, params, kind), 0
 
     def round_it(path, leaf):
-        if path not in changed:
+        nonlocal count
+        names = [entry.key for entry in path]
+        beside, first = small, int("layers" in names)
+        for key in names[:-1]:
+            beside = beside[key]["0"] if key == "layers" else beside[key]
+        if names[-1] not in ("kernel", "embedding") or packed.MATRIX not in beside:
             return leaf
-        table = path[-1].key == "embedding"
+        count += 1
         # All maps here have one axis of inputs, but for the one behind the heads.
-        first = 1 if "layers" in [entry.key for entry in path] else 0
-        heads = path[-2].key == "output" and leaf.ndim == 3 + first
-        axes = (1,) if table else (first, first + 1) if heads else (first,)
+        heads = names[-2] == "output" and leaf.ndim == 3 + first
+        axes = (1,) if names[-1] == "embedding" else (first, first + 1) if heads else (first,)
         return jnp.asarray(rounded(name, np.asarray(leaf), axes, kind), jnp.float32)
 
     expected = logits(jax.tree_util.tree_map_with_path(round_it, params))
+    assert count >= 4
     np.testing.assert_allclose(logits(small), expected, atol=1e-4 * np.abs(expected).max())
     assert np.abs(logits(params) - expected).max() > 1e-4 * np.abs(expected).max()
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (small, params)]
@@ -66,9 +69,18 @@ def test_bfloat16_parameters_are_the_same_network_in_another_form():
     module = build(tiny(dtype="bfloat16", param_dtype="bfloat16", tied_embeddings=True))
     params, tokens_BT = random_params(module), random_tokens(2, 9)
     bits = packed.pack(module, params)
-    assert bits["embedding"]["embedding"].dtype == jnp.uint16
+    assert bits["layers"]["1"]["feed_forward"]["up"][packed.MATRIX].dtype == jnp.bfloat16
     plain, ours = (np.asarray(jax.jit(module.apply)({"params": p}, tokens_BT)) for p in (params, bits))
     np.testing.assert_allclose(ours, plain, atol=0.02 * np.abs(plain).max())
+
+
+def test_a_vector_longer_than_one_loop_adds_up_is_multiplied_in_parts(monkeypatch):
+    monkeypatch.setattr(packed, "LONGEST", 5)
+    random = np.random.default_rng(0)
+    x_I, matrix_OI = random.standard_normal(12, np.float32), random.standard_normal((3, 12), np.float32)
+    found = packed.product(x_I[None, None], matrix_OI.astype(jnp.bfloat16), None)
+    expected = matrix_OI.astype(jnp.bfloat16).astype(np.float64) @ x_I
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)
 
 
 def test_a_packed_network_writes_from_its_cache_what_it_gives_in_full():
