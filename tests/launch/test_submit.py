@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -218,7 +219,11 @@ def supervised(monkeypatch, folder: Path, script: str, **asked: Any) -> tuple[in
         local, "_command", lambda job: [sys.executable, "-S", "-c", script, str(next(runs) // job.request.processes)]
     )
     monkeypatch.setattr(local, "POLL", 0.02)
-    status = local.Supervisor(job).go()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        status = local.Supervisor(job).go()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     return status, (job.folder / "0.log").read_text()
 
 
@@ -245,6 +250,19 @@ def test_bad_flags_end_a_run_and_one_that_hangs_is_killed(state_home, monkeypatc
     status, words = supervised(monkeypatch, state_home, script, grace=1)
     assert (status, "starting again" in words) == (2, False)
     assert time.monotonic() - begun < 30
+
+
+def test_a_supervisor_that_is_stopped_lets_the_processes_save_and_does_not_start_them_again(state_home, monkeypatch):
+    script = HEAD + (
+        "ready = os.environ['XDG_STATE_HOME'] + '/ready'\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "if me: open(ready, 'w').close()\n"
+        "while not os.path.exists(ready): time.sleep(0.01)\n"
+        "if not me: os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    status, words = supervised(monkeypatch, state_home, script)
+    assert (status, words) == (75, "")
 
 
 @pytest.fixture
