@@ -23,7 +23,18 @@ from absl import flags
 
 from configs.schema import ConfigError
 from launch import start
-from launch.claims import average, circuits, distribution, induction, pronoun, reach, statistics
+from launch.claims import (
+    alignment,
+    average,
+    circuits,
+    distribution,
+    few_shot,
+    induction,
+    parallel,
+    pronoun,
+    reach,
+    statistics,
+)
 from launch.claims.claim import Chart, Check, Claim, Outcome, Setup
 
 FLAGS = flags.FLAGS
@@ -31,10 +42,13 @@ TITLE = "What is said of attention, and what comes out"
 CLAIMS = (
     Claim("average", "Attention is a weighted average of values.", average.run),
     Claim("reach", "Attention reaches far where an LSTM forgets.", reach.run),
+    Claim("parallel", "It trains in parallel.", parallel.run),
     Claim("induction", "Heads divide the work: one notes, another finds.", induction.run),
+    Claim("alignment", "Cross-attention aligns what is written with what is read.", alignment.run),
     Claim("circuits", "In a larger network, too, single heads have work of their own.", circuits.run),
     Claim("distribution", "The output is a distribution, to be taken at its word and drawn from.", distribution.run),
     Claim("statistics", "It learns the statistics of language.", statistics.run),
+    Claim("few_shot", "A few examples are enough.", few_shot.run),
     Claim("pronoun", "“It” is the animal or the street, and the last word decides.", pronoun.run),
 )
 

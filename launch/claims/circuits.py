@@ -19,7 +19,7 @@ def run(setup: Setup) -> Outcome:
         raise ConfigError("--causal= names no network, and this claim is about one: give it, or leave circuits out.")
     restored = restore_params(setup.causal)
     model = restored.config.model
-    tokens_BT = repeated_tokens(restored, rows=2 if setup.fast else 8, length=24 if setup.fast else 48)
+    tokens_BT = repeated_tokens(restored, rows=2 if setup.fast else 4, length=24 if setup.fast else 32)
     found = scores(restored, tokens_BT)
     top = {name: strongest(score_LN, 5) for name, score_LN in found.items()}
     finders = strongest(found["induction"], COUNT)

@@ -16,7 +16,7 @@ from train.data.sections import DataError
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 
-LENGTHS = {"induction": 64, "recall": 48, "recall:4": 40, "copy:8": 16, "copy:40": 48}
+LENGTHS = {"induction": 64, "recall": 32, "recall:4": 16, "copy:8": 16, "copy:40": 48}
 
 
 def rows_of(source, count=40):
@@ -59,11 +59,11 @@ def test_keys_are_asked_for_in_any_order(source, pairs):
     orders = set()
     for words, asked_T in rows_of(source):
         keys, again = words[: 2 * pairs : 2], words[2 * pairs :: 2]
-        assert set(again) <= set(keys)
+        assert sorted(again) == sorted(keys)
         assert len(set(keys)) == pairs
         assert np.flatnonzero(asked_T).tolist() == list(range(2 * pairs + 1, len(words), 2))
         orders.add(tuple(keys.index(key) for key in again))
-    assert len(orders) > 30
+    assert len(orders) > 15
 
 
 def test_between_words_and_their_copy_there_is_nothing():
@@ -139,7 +139,6 @@ def test_all_words_are_tokens(run):
         ("copy:7", 64, "from 8"),
         ("induction:3", 64, "induction:3 is none of"),
         ("induction", 8, "data.length=8"),
-        ("recall", 17, "data.length=17: 8 pairs and a question have 18 words"),
     ],
 )
 def test_what_cannot_be_made_up_is_refused(source, length, message):
