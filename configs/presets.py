@@ -121,8 +121,9 @@ def induction() -> Config:
 def recall() -> Config:
     """Which value stood behind this key, of 8? `uv run -m launch.train --config=recall`.
 
-    Half a minute on two cores; right in all cases from step 200 on. `--model.network=lstm --model.width=96 --run=runs/recall_lstm` trains an LSTM, which has
-    to keep all of them in a state of fixed size; `--data.source=recall:4` has half as many pairs.
+    Half a minute on two cores; right in all cases from step 200 on. With `--model.network=lstm --model.width=96
+    --run=runs/recall_lstm` it is an LSTM, which has to keep all of them in a state of fixed size;
+    `--data.source=recall:4` has half as many pairs.
     """
     base = induction()
     return dataclasses.replace(
