@@ -21,8 +21,8 @@ from configs.convert import head_width, num_kv_heads
 from configs.schema import Config
 from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain
-from model.lens.places import edited, looked_at, tap
-from model.lens.weights import watched
+from model.lens.places import edited, looked_at, recording, tap
+from model.lens.weights import too_many, watched
 from model.masks import Sight
 from model.remat import ATTENTION
 from model.sharding import platform
@@ -176,7 +176,7 @@ def read(
         sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))
     window = window if model.window else None
     kernel, wanted = "dense", looked_at(module, "weights") or looked_at(module, "scores")
-    if wanted:
+    if wanted or (recording(module) and not module.is_initializing() and too_many(query_BTNH, sight)):
         read_BTNH = watched(
             module, query_BTNH, sight, places.bias_BNTS,
             lambda query_BTNH, sight, bias_BNTS, look: kernels.dense(

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from configs.schema import Config
 from model.layers import Dropout
-from model.lens.places import EDITS, INTERMEDIATES, recorded, tap
+from model.lens.places import EDITS, INTERMEDIATES, Edit, edited, looked_at, tap
 from model.remat import LAYER_INPUT, rematerialized
 from model.sharding import constrain
 from model.source import Source
@@ -136,8 +136,9 @@ class Recurrence(nn.Module):
         start = None if start is None else (start[0].swapaxes(0, 1), start[1].swapaxes(0, 1))
         reads = x_BTD.swapaxes(0, 1), start, begins_BT.T, real_BT.T
         weights, before = self.weights(x_BTD), self.before(x_BTD)
-        if any(recorded(self, name) for name in GATES.values()):
-            states, (sums_TBG, _) = _loop(self.reverse, weights, before, *reads)
+        if any(looked_at(self, name) for name in GATES.values()):
+            edits_TB = self.edits(*x_BTD.shape[:2])
+            states, (sums_TBG, _) = _loop(self.reverse, weights, before, *reads, edits_TB)
             for name, gate_TBH in zip(GATES.values(), _gates(sums_TBG), strict=True):
                 tap(self, name, gate_TBH.swapaxes(0, 1))
         else:
@@ -149,6 +150,14 @@ class Recurrence(nn.Module):
             self.put_variable("cache", "cell", cells_BTH[:, -1])
             self.put_variable("cache", "hidden", hidden_BTH[:, -1])
         return cells_BTH, hidden_BTH
+
+    def edits(self, B: int, T: int) -> list[Edit] | None:
+        """What becomes of each gate, [T,B,H], if any of them is changed."""
+        if not any(edited(self, name) for name in GATES.values()):
+            return None
+        nothing = Edit(jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1)))
+        edits = [self.get_variable(EDITS, name, nothing) for name in GATES.values()]
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (B, T, self.width)).swapaxes(0, 1), edits)
 
     def weights(self, x_BTD: jax.Array) -> Weights:
         """All gates' parameters side by side, in the computing dtype."""
@@ -182,9 +191,12 @@ def _gates(sums_BG: jax.Array) -> list[jax.Array]:
     return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
 
 
-def _cell(sums_BG: jax.Array, state: State, real_B: jax.Array) -> State:
+def _cell(sums_BG: jax.Array, state: State, real_B: jax.Array, edits_B: list[Edit] | None = None) -> State:
     """The next state; padding keeps the one before."""
-    i_BH, f_BH, g_BH, o_BH = _gates(sums_BG)
+    gates = _gates(sums_BG)
+    if edits_B is not None:
+        gates = [gate_BH * edit.keep + edit.add for gate_BH, edit in zip(gates, edits_B, strict=True)]
+    i_BH, f_BH, g_BH, o_BH = gates
     cell_BH = f_BH * state[0] + i_BH * g_BH
     hidden_BH = (o_BH * jnp.tanh(cell_BH)).astype(state[1].dtype)
     return _where(real_B, (cell_BH, hidden_BH), state)
@@ -204,18 +216,19 @@ def _loop(
     start: State | None,
     begins_TB: jax.Array,
     real_TB: jax.Array,
+    edits_TB: list[Edit] | None = None,
 ) -> tuple[State, tuple[jax.Array, State]]:
     """States [T,B,H] after each step; and what entered its gates [T,B,G], and the state before it."""
     kernel_DG, kernel_HG, bias_G = weights
 
     def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[State, tuple[jax.Array, State]]]:
-        x_BD, start, begins_B, real_B = now
+        x_BD, start, begins_B, real_B, edits_B = now
         state = _where(~begins_B, state, start)
         sums_BG = x_BD @ kernel_DG + state[1] @ kernel_HG + bias_G[None]
-        after = _cell(sums_BG, state, real_B)
+        after = _cell(sums_BG, state, real_B, edits_B)
         return after, (after, (sums_BG, state))
 
-    return jax.lax.scan(step, before, (x_TBD, start, begins_TB, real_TB), reverse=reverse)[1]
+    return jax.lax.scan(step, before, (x_TBD, start, begins_TB, real_TB, edits_TB), reverse=reverse)[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -49,6 +49,19 @@ def logit_lens(module: Any, params: Any, residual_LBTD: jax.Array) -> jax.Array:
     return jax.lax.map(read, residual_LBTD)
 
 
+def tuned_lens(module: Any, params: Any, maps: Any, residual_LBTD: jax.Array) -> jax.Array:
+    """The logits [L,B,T,V] that the lens gives behind an affine map of each layer; see `train.tuned_lens`.
+
+    Args:
+      maps: kernels [L,D,D] and biases [L,D] of what is added to the stream, under `layers/translator`.
+      residual_LBTD: the stream after every layer.
+    """
+    translator = maps["layers"]["translator"]
+    x_LBTD = residual_LBTD.astype(jnp.float32)
+    added_LBTD = jnp.einsum("LBTD,LDE->LBTE", x_LBTD, translator["kernel"]) + translator["bias"][:, None, None]
+    return logit_lens(module, params, (x_LBTD + added_LBTD).astype(residual_LBTD.dtype))
+
+
 def direct_attribution(
     module: Any, params: Any, tokens_BT: jax.Array, at: int, ids: jax.Array, source: Source | None = None
 ) -> dict[str, jax.Array]:

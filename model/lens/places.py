@@ -32,16 +32,18 @@ ADDED = tuple(f"layers/added/{which}" for which in ("attention", "cross_attentio
 EMBEDDED = "embedded"  # What enters the network: a vector for each token.
 HEADS = ("layers/attention/heads", "layers/cross_attention/heads")
 _OF_ATTENTION = ("query", "key", "value", "scores", "weights", "heads", "out_per_head")
+_GATES = ("input", "forget", "cell", "output")
 # What an edit can change; in a network that translates, the encoder has the same places under `encoder/`.
 EDITABLE = (
     *RESIDUAL,
     *ADDED,
     *(f"layers/{which}/{name}" for which in ("attention", "cross_attention") for name in _OF_ATTENTION),
     "layers/feed_forward/hidden",
+    *(f"layers/{which}/{gate}" for which in ("lstm", "forward", "backward") for gate in _GATES),
     EMBEDDED,
     "final",
 )
-_MODULES = ("encoder", "layers", "attention", "cross_attention", "feed_forward")
+_MODULES = ("encoder", "layers", "attention", "cross_attention", "feed_forward", "lstm", "forward", "backward")
 
 
 @dataclasses.dataclass(frozen=True)

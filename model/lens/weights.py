@@ -15,9 +15,17 @@ import jax.numpy as jnp
 
 from model.lens.places import asked_part, edited, path_of, put, recorded, reduced, tap
 from model.masks import Sight
+from model.sharding import platform
 
 NAMES = ("scores", "weights")
 AT_ONCE = 2**24  # Weights of a block of queries; 64 MiB.
+LARGE = 2**28  # Weights of a layer that are not made at once, on a CPU, where no kernel goes without them.
+
+
+def too_many(query_BTNH: jax.Array, sight: Sight) -> bool:
+    """Whether a layer's weights would be more than is to be recorded of anything."""
+    B, T, N, _ = query_BTNH.shape
+    return platform() == "cpu" and B * N * T * sight.key_BS.shape[1] > LARGE
 
 
 def watched(
@@ -34,11 +42,13 @@ def watched(
         value that returns what to go on with.
     """
     part, encoder = asked_part(), path_of(module, "").startswith("encoder")
-    if any(edited(module, name) for name in NAMES) or not (part.top or part.positions):
-        return attend(query_BTNH, sight, bias_BNTS, partial(tap, module))[0]
     names = [name for name in NAMES if recorded(module, name)]
+    if any(edited(module, name) for name in NAMES) or (names and not (part.top or part.positions)):
+        return attend(query_BTNH, sight, bias_BNTS, partial(tap, module))[0]
 
-    def look(query_BQNH: jax.Array, sight: Sight, bias_BNQS: jax.Array | None) -> tuple[jax.Array, dict]:
+    def look(
+        query_BQNH: jax.Array, sight: Sight, bias_BNQS: jax.Array | None, names: list[str] = names
+    ) -> tuple[jax.Array, dict]:
         read_BQNH, weights_BNQS, scores_BNQS = attend(query_BQNH, sight, bias_BNQS, lambda _, value: value)
         values = {"scores": scores_BNQS, "weights": weights_BNQS}
         return read_BQNH, {name: reduced(name, values[name]) for name in names}
@@ -49,7 +59,11 @@ def watched(
         _, kept = look(query_BTNH[:, at], _of_queries(sight, lambda x_BT: x_BT[:, at]), few)
         for name in names:
             put(module, name, kept[name])
-        return None
+        return (
+            _in_blocks(module, query_BTNH, sight, bias_BNTS, partial(look, names=[]))
+            if too_many(query_BTNH, sight)
+            else None
+        )
     return _in_blocks(module, query_BTNH, sight, bias_BNTS, look)
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
+from configs import schema
 from model import attention, build, decoder, layers, transformer
 from model.lens import weights
-from model.lens.places import INTERMEDIATES, Part
+from model.lens.knockout import knock_out_heads
+from model.lens.places import HEADS, INTERMEDIATES, Part, without_heads
 from model.lens.record import record
+from model.sharding import batch_sharding, make_mesh, param_shardings
 
 PLACES = {
     "layers/attention/weights": (3, 2, 4, 7, 7),
@@ -114,9 +117,8 @@ def test_places_leave_no_trace_in_the_program_when_nobody_looks(monkeypatch, ker
     assert recorded != with_places
 
 
-@pytest.mark.parametrize("settings", [{}, {"position": "relative", "attention_sinks": True, "window": 4}])
-def test_part_of_what_is_recorded_is_that_part(settings):
-    module = build(tiny(num_layers=3, **settings))
+def test_part_of_what_is_recorded_is_that_part():
+    module = build(tiny(num_layers=3, position="relative", attention_sinks=True, window=4))
     params = random_params(module)
     what = ("layers/attention/weights", "layers/residual/middle")
     whole = {name: np.asarray(value) for name, value in record(module, params, TOKENS_BT, what).items()}
@@ -143,3 +145,29 @@ def test_the_largest_weights_are_found_block_by_block(monkeypatch):
     whole = record(module, params, TOKENS_BT, (name,))
     np.testing.assert_allclose(most[name], np.sort(whole[name])[..., ::-1], atol=1e-5)
     np.testing.assert_allclose(most["logits"], whole["logits"], atol=1e-4)
+    monkeypatch.setattr(weights, "LARGE", 1)  # Nor are those made that nobody asked for.
+    few = record(module, params, TOKENS_BT, (name,), part=Part(positions=(3,)))
+    np.testing.assert_allclose(few[name][:, :, :, 0], whole[name][:, :, :, 3], atol=1e-5)
+    np.testing.assert_allclose(few["logits"][:, 0], whole["logits"][:, 3], atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"norm": "layer", "tied_embeddings": False}])
+def test_on_a_mesh_all_is_recorded_and_edited_as_on_one_device(settings):
+    module = build(tiny(**settings))
+    params = random_params(module)
+    what = ("layers/attention/weights", "layers/residual/after")
+    edits = {HEADS[0]: without_heads(2, 4, [(0, 1), (1, 3)])}
+    alone = record(module, params, TOKENS_BT, what, edits=edits)
+    mesh = make_mesh(schema.Mesh(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, param_shardings(module, mesh))
+        tokens_BT = jax.device_put(np.concatenate([TOKENS_BT] * 2), batch_sharding(mesh))
+        together = record(module, spread, tokens_BT, what, edits=edits)
+        changes_LNB = knock_out_heads(module, spread, tokens_BT)
+    precision = 0.04 if "dtype" in settings else 1e-5
+    for name, value in alone.items():
+        value, both = np.asarray(value, np.float32), np.asarray(together[name], np.float32)
+        half = both[:2] if name == "logits" else both[:, :2]
+        np.testing.assert_allclose(half, value, atol=precision * np.abs(value).max(), err_msg=name)
+    alone_LNB = np.asarray(knock_out_heads(module, params, TOKENS_BT))
+    np.testing.assert_allclose(changes_LNB[..., :2], alone_LNB, atol=5 * precision * np.abs(alone_LNB).max())

@@ -46,18 +46,8 @@ def test_what_components_write_sums_to_the_logit(settings):
     np.testing.assert_allclose(parts["total"], total_B, atol=1e-4)
 
 
-def test_two_tokens_are_compared_by_the_difference_of_what_is_written_for_each():
-    module = build(tiny())
-    params = random_params(module)
-    parts = direct_attribution(module, params, TOKENS_BT, 4, np.array([3, 17], np.int32))
-    pair_B2 = np.array([[3, 5], [17, 2]], np.int32)
-    other = direct_attribution(module, params, TOKENS_BT, 4, pair_B2[:, 1])
-    for name, part in direct_attribution(module, params, TOKENS_BT, -3, pair_B2).items():
-        np.testing.assert_allclose(part, parts[name] - other[name], atol=1e-4)
-
-
 def test_what_a_head_writes_is_what_its_output_weights_make_of_what_it_read():
-    """With the norm's scale frozen, so that the logit is linear: by hand in float64."""
+    """With the norm's scale frozen, so that the logit is linear: for the difference of two, by hand in float64."""
     module = build(tiny(norm="layer"))
     params = random_params(module)
     found = record(module, params, TOKENS_BT, ("layers/attention/heads", "layers/residual/after"))
@@ -66,8 +56,9 @@ def test_what_a_head_writes_is_what_its_output_weights_make_of_what_it_read():
     last_BD = np.asarray(found["layers/residual/after"], np.float64)[-1, :, 4]
     scaled_LBND = (wrote_LBND - wrote_LBND.mean(-1, keepdims=True)) / np.sqrt(last_BD.var(-1) + 1e-6)[:, None, None]
     scaled_LBND = scaled_LBND * np.asarray(params["final_norm"]["scale"])
-    expected_LNB = np.einsum("LBND,D->LNB", scaled_LBND, np.asarray(params["embedding"]["embedding"])[9])
-    parts = direct_attribution(module, params, TOKENS_BT, 4, np.array([9, 9], np.int32))
+    table_VD = np.asarray(params["embedding"]["embedding"])
+    expected_LNB = np.einsum("LBND,D->LNB", scaled_LBND, table_VD[9] - table_VD[2])
+    parts = direct_attribution(module, params, TOKENS_BT, -3, np.array([[9, 2], [9, 2]], np.int32))
     np.testing.assert_allclose(parts["heads"], expected_LNB, atol=1e-4)
 
 
