@@ -32,11 +32,30 @@ def network():
 
 def test_logits_and_messages(network):
     module, params, there, tokens_BT, mesh = network
-    expected = jax.jit(module.apply)({"params": params}, tokens_BT)
+    apply = jax.jit(module.apply)
+    expected = np.asarray(apply({"params": params}, tokens_BT))
+    # Eight layers make much of the last bit at a few tokens, and other processors round otherwise.
+    by_rounding_BT1 = np.zeros((ROWS, T, 1))
+    for seed in range(2):
+        change = abs(apply({"params": with_other_last_bits(params, seed)}, tokens_BT) - expected)
+        by_rounding_BT1 = np.maximum(by_rounding_BT1, change.max(-1, keepdims=True))
+    allowed_BT1 = 1e-5 * abs(expected).max() + by_rounding_BT1
+    assert np.mean(allowed_BT1 < 2e-5 * abs(expected).max()) > 0.9
     rows = jax.device_put(tokens_BT, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        compiled = jax.jit(module.apply).lower({"params": there}, rows).compile()
-        np.testing.assert_allclose(compiled({"params": there}, rows), expected, atol=1e-5 * abs(expected).max())
+        compiled = apply.lower({"params": there}, rows).compile()
+        assert np.all(abs(np.asarray(compiled({"params": there}, rows)) - expected) < allowed_BT1)
+
+
+def with_other_last_bits(params, seed: int):
+    """Each number goes to one of its two neighbours."""
+    random = np.random.default_rng(seed)
+
+    def change(x: jax.Array) -> np.ndarray:
+        towards = np.where(random.random(x.shape) < 0.5, -np.inf, np.inf).astype(np.float32)
+        return np.nextafter(np.asarray(x), towards)
+
+    return jax.tree.map(change, params)
 
 
 def test_between_stages_goes_a_part_and_nothing_else(network):
