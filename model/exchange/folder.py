@@ -96,7 +96,10 @@ def open_folder(folder: Path, name: str | None = None) -> Foreign:
         raise ExchangeError(f"{folder} is not a Hugging Face folder: it has no config.json.")
     config = read_json(folder / "config.json")
     if (folder / INDEX).is_file():
-        files = sorted({folder / file for file in read_json(folder / INDEX)["weight_map"].values()})
+        names = set(read_json(folder / INDEX)["weight_map"].values())
+        if outside := sorted(name for name in names if Path(name).name != name):
+            raise ExchangeError(f"{folder / INDEX} names {outside[0]}, which is not the name of a file in the folder.")
+        files = sorted(folder / name for name in names)
     else:
         files = sorted(folder.glob("*.safetensors"))
     if missing := [str(file) for file in files if not file.is_file()]:
