@@ -151,7 +151,10 @@ def test_the_largest_weights_are_found_block_by_block(monkeypatch):
     np.testing.assert_allclose(few["logits"][:, 0], whole["logits"][:, 3], atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"norm": "layer", "tied_embeddings": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm": "layer", "tied_embeddings": False}, pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow)],
+)
 def test_on_a_mesh_all_is_recorded_and_edited_as_on_one_device(settings):
     module = build(tiny(**settings))
     params = random_params(module)
