@@ -7,6 +7,8 @@ import json
 import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 from tiny import random_params, tiny
@@ -16,6 +18,7 @@ from launch.claims import __main__ as program
 from launch.claims.average import run as run_average
 from launch.claims.claim import Chart, Claim, Outcome, Setup, at_least, at_most
 from launch.claims.page import claims_page
+from launch.claims.parallel import longest_chain
 from model import build
 from train.checkpoint import Restored
 from train.data.sections import Corpus
@@ -66,6 +69,23 @@ def test_weights_times_values_are_what_heads_read_whatever_the_weights(program_f
     assert sum(row["y"] for row in rows) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_longest_chain_counts_products_that_wait_and_the_turns_of_loops():
+    x = jnp.ones((3, 3))
+
+    def looped(x):
+        return jax.lax.scan(lambda carry, _: ((carry @ x) @ x, carry @ x), x, length=7)[0] @ x
+
+    programs = {
+        "beside each other": (lambda x: x @ x + (x * 2) @ x, 1),
+        "one after the other": (lambda x: ((x @ x) @ x + x) @ x, 3),
+        "compiled apart": (lambda x: jax.jit(lambda x: x @ x)(x) @ x, 2),
+        "in a loop": (looped, 15),
+        "none": (lambda x: x + 1, 0),
+    }
+    for name, (function, chain) in programs.items():
+        assert longest_chain(jax.make_jaxpr(function)(x).jaxpr) == chain, name
+
+
 def test_page_asks_the_network_for_nothing_and_no_text_becomes_markup():
     text = claims_page("Claims", "launch.claims", [(Claim("one", "It <is> so.", lambda _: OUTCOME), OUTCOME, 1.0)])
     assert not re.search(r"(src|href)=[\"']?https?:", text)
@@ -108,7 +128,7 @@ def test_an_unknown_claim_and_a_run_that_is_not_there_are_refused(program_flags,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["induction", "reach", "pronoun", "circuits"])
+@pytest.mark.parametrize("name", ["reach", "parallel", "induction", "alignment", "circuits", "pronoun"])
 def test_claims_come_out(name, tmp_path):
     (claim,) = (claim for claim in program.CLAIMS if claim.name == name)
     outcome = claim.run(Setup(tmp_path, fast=True, checkpoint="", causal="smollm2"))
