@@ -10,7 +10,8 @@ steps, each of which writes one token for every row; the rest is the time of rea
 of some rounds, since other programs on the machine can only make a side slower.
 
 The bound is what a step has to read, weights and keys and values up to the middle of the text, over the fastest at
-which this machine read a large array in between.
+which this machine read a large array in between. Beside the time stands that of all processors together: on a machine
+that others use it says more, though PyTorch's threads also take it while they wait.
 """
 
 from __future__ import annotations
@@ -73,20 +74,26 @@ def compare(dtype: str, batch: int) -> dict[str, Any]:
     """Seconds per step and until the first token, of each side; bytes per step; the machine's bytes per second."""
     shape = SHAPES[FLAGS.shape]
     sides = {name: start(name, {**shape, "dtype": dtype, "batch": batch}) for name in FLAGS.sides}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    turns: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in sides}
     bandwidth = 0.0
     for _ in range(FLAGS.rounds):
         for name, side in sides.items():
-            seconds[name].append(tuple(side.ask("write", shape[count])["seconds"] for count in ("few", "many")))  # type: ignore[arg-type]
+            turns[name].append({count: side.ask("write", shape[count]) for count in ("few", "many")})
         bandwidth = max(bandwidth, sides["seq2see"].ask("bandwidth", 0.5)["bytes_per_second"])
     for side in sides.values():
         side.close()
     found: dict[str, Any] = {}
-    for name, turns in seconds.items():
-        few, many = (min(turn[which] for turn in turns) for which in (0, 1))
-        step = (many - few) / (shape["many"] - shape["few"])
-        found[name] = {"step": step, "prompt": few - shape["few"] * step, "turns": turns, **sides[name].facts}
+    for name, own in turns.items():
+        (step, prompt), (cpu, _) = (_per_step(shape, own, clock) for clock in ("seconds", "cpu"))
+        found[name] = {"step": step, "cpu": cpu, "prompt": prompt, "turns": own, **sides[name].facts}
     return {"sides": found, "bytes": bytes_of_a_step(shape, dtype, batch), "bytes_per_second": bandwidth}
+
+
+def _per_step(shape: dict[str, int], turns: list[dict[str, dict[str, float]]], clock: str) -> tuple[float, float]:
+    """Seconds of a step and of the rest, in the fastest turns."""
+    few, many = (min(turn[count][clock] for turn in turns) for count in ("few", "many"))
+    step = (many - few) / (shape["many"] - shape["few"])
+    return step, few - shape["few"] * step
 
 
 def main(_: list[str]) -> None:
@@ -96,7 +103,7 @@ def main(_: list[str]) -> None:
         raise app.UsageError(f"--sides={','.join(FLAGS.sides)}: seq2see, and any of {', '.join(SIDES)}.")
     results = {}
     if not FLAGS.json:
-        columns = f"{'ms/step':>8} {'tokens/s':>9} {'x ours':>7} {'x bound':>8} {'prompt ms':>10}"
+        columns = f"{'ms/step':>8} {'CPU ms':>7} {'tokens/s':>9} {'x ours':>7} {'x bound':>8} {'prompt ms':>10}"
         print(f"{'dtype, batch':14} {'side':13} {columns}")
     for dtype in FLAGS.dtypes:
         for batch in map(int, FLAGS.batches):
@@ -113,9 +120,10 @@ def show(name: str, batch: int, result: dict[str, Any]) -> None:
     ours = result["sides"]["seq2see"]["step"]
     for side, found in result["sides"].items():
         step = found["step"]
-        row = f"{name:14} {side:13} {step * 1e3:8.1f} {batch / step:9.1f} {step / ours:7.2f} {step / bound:8.2f}"
-        print(f"{row} {found['prompt'] * 1e3:10.0f}", flush=True)
-    print(f"{name:14} {'bound':13} {bound * 1e3:8.1f} {batch / bound:9.1f} {bound / ours:7.2f}     1.00", end="")
+        row = f"{name:14} {side:13} {step * 1e3:8.1f} {found['cpu'] * 1e3:7.1f} {batch / step:9.1f} {step / ours:7.2f}"
+        print(f"{row} {step / bound:8.2f} {found['prompt'] * 1e3:10.0f}", flush=True)
+    row = f"{name:14} {'bound':13} {bound * 1e3:8.1f} {'':7} {batch / bound:9.1f} {bound / ours:7.2f}     1.00"
+    print(row, end="")
     print(f"   ({result['bytes'] / 1e6:.0f} MB at {result['bytes_per_second'] / 1e9:.1f} GB/s)", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 uv run -m launch.evaluate --checkpoint=runs/quickstart                        held-out text of the run
 uv run -m launch.evaluate --checkpoint=smollm2 --files='docs/*.md'            perplexity, bits per byte
+uv run -m launch.evaluate --checkpoint=smollm2 --files=README.md --weights=int8    what 8 bits cost
 uv run -m launch.evaluate --checkpoint=smollm2 --shots=0,1,2,4,8,16 --out=.   do examples in the prompt help?
 uv run -m launch.evaluate --checkpoint=smollm2 --tasks=capitals,sums --shots=0,8
 uv run -m launch.evaluate --checkpoint=smollm2 --tasks=mine --include_path=tasks --shots=2    lm-eval, a task of yours
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import start
+from launch import start, weights
 
 if TYPE_CHECKING:
     from train.checkpoint import Restored
@@ -45,6 +46,7 @@ def define(_: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "stride", 0, "With --files: tokens that each window predicts, after window - stride others; 0 is half a window."
     )
+    weights.define()
     flags.DEFINE_list("tasks", [], "Tasks: capitals, french, antonyms, sums, or lm-eval's, comma-separated.")
     flags.DEFINE_string("include_path", "", "A folder with lm-eval's task files (YAML) of your own.")
     flags.DEFINE_list(
@@ -74,6 +76,7 @@ def run() -> None:
         check_harness()
     restored = restore_params(FLAGS.checkpoint)
     module = build(restored.config)
+    restored = weights.as_asked(restored) if FLAGS.weights else restored
     with progress() as on_done:
         if FLAGS.files:
             evaluate_files(module, restored, on_done)
@@ -89,6 +92,7 @@ def check_flags() -> None:
     """Raises ConfigError for flags that cannot be, or that have no effect."""
     from configs.schema import ConfigError
 
+    weights.check()
     for name, least in (("window", 0), ("stride", 0), ("draws", 1), ("questions", 0)):
         if getattr(FLAGS, name) < least:
             raise ConfigError(f"--{name}={getattr(FLAGS, name)}: it must be at least {least}.")

@@ -265,7 +265,11 @@ def _settle(state: Progress, logits_BTV: jax.Array, guess_BT: jax.Array, shares:
         rest_BV = jnp.maximum(wanted_BV - share_BV, 0.0)
         # Where both are the same, rounding may leave nothing; then no guess was refused.
         rest_BV = jnp.where(jnp.any(rest_BV > 0, axis=-1, keepdims=True), rest_BV, wanted_BV)
-        drawn_B = jax.vmap(draw)(_keys(rows, number, DRAWS), jnp.log(rest_BV))
+        drawn_B = jax.lax.cond(
+            jnp.any(jnp.asarray(rows.choice.temperature_B) > 0),
+            lambda: jax.vmap(draw)(_keys(rows, number, DRAWS), jnp.log(rest_BV)),
+            lambda: jnp.argmax(rest_BV, axis=-1).astype(jnp.int32),  # Of a greedy row, a single token is left.
+        )
         token_B = jnp.where(accepted_B, guess_B, drawn_B)
 
         logprobs_BV = jax.nn.log_softmax(logits_BV)

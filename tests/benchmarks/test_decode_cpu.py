@@ -24,5 +24,5 @@ def test_it_counts_the_bytes_of_a_step_and_times_it():
     L, D, F, V, K, H = 2, 16, 32, 64, 1, 8
     weights = L * (2 * D * D + 2 * D * K * H + 3 * D * F) + V * D
     assert found["bytes"] == 2 * (weights + 2 * L * 2 * (8 + 24) * K * H)
-    assert found["sides"]["seq2see"]["turns"][0][0] > 0
+    assert found["sides"]["seq2see"]["turns"][0]["few"]["seconds"] > 0
     assert found["bytes_per_second"] > 1e8
