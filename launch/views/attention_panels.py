@@ -325,11 +325,14 @@ def _heat_map(cells: alt.Chart, seen: Seen, step: float) -> dict[str, Any]:
     row = frame("queries", "look").encode(x=alt.value(0), x2=alt.value(width), y=query)
     column = frame("keys", "seen").encode(x=key, y=alt.value(0), y2=alt.value(height))
     named = "'Layer ' + pick.layer[0] + ', head ' + pick.head[0]"
+    subtitle = ["one row a query; shade: square root of the weight"]
+    if seen.causal:
+        subtitle.append("a row cannot depend on what comes after its token")
     return _panel(
         alt.layer(heat, row, column),
         width=width,
         height=height,
-        title=alt.TitleParams(alt.expr(named), subtitle="one row a query; shade: square root of the weight"),
+        title=alt.TitleParams(alt.expr(named), subtitle=subtitle),
     )
 
 

@@ -63,7 +63,10 @@ class GridView(View):
             "weight", root=True, written=written if size >= 26 else None,
         )  # fmt: skip
         title = f"Layer {self.picked[0]}, head {self.picked[1]}"
-        panels = [heat_map(table, title, "one row a query; shade: square root of the weight", (size, size))]
+        subtitle = ["one row a query; shade: square root of the weight"]
+        if seen.causal:
+            subtitle.append("a row cannot depend on what comes after its token")
+        panels = [heat_map(table, title, subtitle, (size, size))]
         if self.knocked is not None:
             panels.append(self.knocked.panel(self.picked))
         return side_by_side(panels) | {"config": CHART_CONFIG}

@@ -47,7 +47,8 @@ class ModelView(View):
         check(self.seen)
         seen = self.seen.in_pieces()
         layers, heads = seen.weights_LNTS.shape[:2]
-        maps = [(name, meaning, self.scores[name]) for name, meaning in SCORES.items()]
+        known = [name for name in SCORES if np.isfinite(self.scores[name]).all()]
+        maps = [(name, SCORES[name], self.scores[name]) for name in known]
         if self.changes_LN is not None:
             maps.append((*KNOCKED, self.changes_LN))
         deep = layers > max(12, heads)  # Layers across, as with the pictures.
@@ -63,8 +64,9 @@ class ModelView(View):
         """What the scores are, and what they are not."""
         return [
             "Scores are means over the tokens for which they are defined (model/lens/heads.py); the largest is named "
-            "over each map. A head whose score is high does that on this text; what it does on others must be measured "
-            "on others. The last map is the causal check: how much worse this text is predicted without the head.",
+            "over each map; where no token stands twice, those of copies are left out. A head whose score is high does "
+            "that on this text; what it does on others must be measured on others. The last map is the causal check: "
+            "how much worse this text is predicted without the head.",
             *attention_told(self.seen),
         ]
 
@@ -87,12 +89,9 @@ class ModelView(View):
 
     def _map(self, name: str, meaning: str, scores_LN: np.ndarray, deep: bool) -> dict[str, Any]:
         layers, heads = ([str(number) for number in range(count)] for count in scores_LN.shape)
-        told = "no token stands twice in this text"
-        most = 1.0
-        if np.isfinite(scores_LN).all():
-            layer, head = np.unravel_index(np.abs(scores_LN).argmax(), scores_LN.shape)
-            told = f"most: {scores_LN[layer, head]:.3g} in layer {layer}, head {head}"
-            most = 1.0 if name in self._shares() else float(np.abs(scores_LN[layer, head]))
+        layer, head = np.unravel_index(np.abs(scores_LN).argmax(), scores_LN.shape)
+        told = f"most: {scores_LN[layer, head]:.3g} in layer {layer}, head {head}"
+        most = 1.0 if name in self._shares() else float(np.abs(scores_LN[layer, head]))
         table = Table(scores_LN, layers, heads, ("layer", "head"), name, most=most)
         if deep:
             table = Table(scores_LN.T, heads, layers, ("head", "layer"), name, most=most)

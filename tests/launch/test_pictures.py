@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -15,7 +16,8 @@ from tiny import random_params, tiny
 from configs.convert import override
 from configs.schema import ConfigError
 from launch.pictures import VIEWS, Asked, see
-from model import build
+from model import Source, build
+from model.lens.record import record
 from tests.launch.test_views_pieces import BYTES, END
 from train.checkpoint import Restored
 
@@ -168,6 +170,29 @@ def test_without_a_text_random_tokens_stand_there_twice():
     assert tokens[1 : half + 1] == tokens[half + 1 :]
     assert np.isfinite(found.scores["induction"]).all()
     assert found.about.text.startswith("random tokens, twice")
+
+
+def test_beside_an_alignment_stands_what_would_be_written_without_the_head_or_without_all_of_its_layer():
+    restored, place = network(network="encoder_decoder"), "layers/cross_attention/heads"
+    found = VIEWS["alignment"](restored, Asked(["ab c"], target="xyzzy"), COMMAND)
+    seen, _, token = found.translation.shown()
+    source, read = (jnp.array([ids]) for ids in found.translation.ids)
+    module = build(restored.config)
+    for head, off in ((2, [(1, 2)]), (-1, [(1, head) for head in range(4)])):
+        params = restored.params
+        kernel_LNHD = np.array(params["layers"]["cross_attention"]["output"]["kernel"])
+        kernel_LNHD[tuple(zip(*off, strict=True))] = 0
+        attention = params["layers"]["cross_attention"] | {"output": {"kernel": kernel_LNHD}}
+        changed = params | {"layers": params["layers"] | {"cross_attention": attention}}
+        logits_V = record(module, changed, read, (place,), Source.of(source))["logits"][0, token]
+        p_V = special.softmax(np.asarray(logits_V, np.float64))
+        ids = [BYTES.encode(name)[0] if len(name) == 1 else None for name in found.knocked.candidates]
+        for k, id in enumerate(ids):
+            if id is not None:
+                assert found.knocked.after_LNK[1, head, k] == pytest.approx(p_V[id], abs=1e-5)
+        assert any(id is not None for id in ids)
+    assert seen.names[-1] == "mean"
+    assert "without" in found.svg().lower()
 
 
 def test_an_encoder_s_heads_are_checked_at_its_last_token():

@@ -169,6 +169,13 @@ def test_attend_writes_pages_that_need_no_network(trained, tmp_path):
     assert not re.search(r"(src|href)=[\"']?https?:", page)
 
 
+def test_attend_shows_how_heads_came_to_be(trained, tmp_path):
+    program("attend", f"--checkpoint={trained[0]}", "--view=evolution", f"--out={tmp_path}", "--svg")
+    svg = (tmp_path / "evolution.svg").read_text(encoding="utf-8")
+    assert "induction: looks behind earlier copies" in svg
+    assert (tmp_path / "evolution.html").stat().st_size > 100_000
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
@@ -181,6 +188,9 @@ def test_attend_writes_pages_that_need_no_network(trained, tmp_path):
         ("sample", ["--temperature=0", "--eta=0.1"], "--eta=0.1 contradicts --temperature=0"),
         ("sample", ["--beams=4", "--banned=x"], "--banned=x contradicts --beams=4"),
         ("attend", ["--text="], "--text is empty"),
+        ("attend", ["--text=a", "--text=b"], "only --view=knockout is of several texts"),
+        ("attend", ["--view=grid", "--layer=1"], "give both, or none"),
+        ("attend", ["--other=a"], "--other is for --view=patch"),
     ],
 )
 def test_bad_flags_get_one_clear_line_and_status_2(name, arguments, words):

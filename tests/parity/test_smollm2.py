@@ -146,3 +146,17 @@ def test_a_given_text_has_the_probability_that_transformers_gives(ours, theirs, 
         logprobs = torch.log_softmax(theirs[0](ids).logits[0].double(), -1)[len(before) - 1 : -1]
     expected = logprobs.gather(1, ids[0, len(before) :, None])[:, 0].numpy()
     np.testing.assert_allclose([token.logprob for token in scored.tokens], expected, atol=5e-4)
+
+
+def test_the_page_with_all_heads_is_small(ours):
+    from launch.look import look_at, looped
+    from launch.views.attention import HeadsView
+    from launch.views.knocked import Knocked
+    from launch.views.view import About
+
+    ids = ours.tokenizer.encode(Path(__file__).read_text("utf-8"))[:128]
+    seen = look_at(looped(ours), ours.params, ours.tokenizer, ids)
+    after_LNK = np.random.default_rng(0).uniform(size=(30, 9, 5))  # As large as what is knocked out for good.
+    view = HeadsView(About("SmolLM2", "", ""), seen, Knocked(["a"] * 5, after_LNK[0, 0], after_LNK))
+    assert seen.weights_LNTS.shape == (30, 9, 128, 128)
+    assert len(view.html().encode()) < 3_000_000
