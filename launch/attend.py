@@ -80,7 +80,7 @@ def run() -> None:
 
     head = None if FLAGS.layer is None else (FLAGS.layer, FLAGS.head)
     asked = Asked(texts(), target=FLAGS.target, other=FLAGS.other, head=head, drawn=not FLAGS.json)
-    view = see(FLAGS.checkpoint, FLAGS.view, asked, "uv run -m launch.attend " + shlex.join(sys.argv[1:]))
+    view = see(FLAGS.checkpoint, FLAGS.view, asked, " ".join(["uv run -m launch.attend", *map(quoted, sys.argv[1:])]))
     if FLAGS.json:
         print(view.json())
     else:
@@ -116,6 +116,14 @@ def texts() -> list[str]:
         if not given:
             raise ConfigError(f"--texts={FLAGS.texts} has no line with a text.")
     return given or ([] if FLAGS.view in PROBED else [TEXT])
+
+
+def quoted(argument: str) -> str:
+    """A flag as one would type it: only its value in quotes, in double ones where that is enough."""
+    name, equals, value = argument.partition("=")
+    if equals and shlex.quote(value) != value and not set(value) & set('"$`\\!'):
+        return f'{name}="{value}"'
+    return shlex.quote(argument)
 
 
 def write(view: View) -> None:

@@ -40,6 +40,7 @@ from launch.views.tokens import Expected, TokensView
 from launch.views.view import About, View
 from model import build
 from model.generate.choose import likeliest
+from model.lens.context import token_losses
 from model.lens.heads import head_scores
 from model.lens.knockout import knock_out_heads
 from model.lens.logits import logit_lens
@@ -48,6 +49,7 @@ from model.lens.record import record
 from train.checkpoint import CheckpointError, Restored, find, finished_steps, restore_params
 from train.scoring import given_logprobs
 
+DRAWN, PROBES = 24, 4  # Where no text is given: tokens that stand twice in a text, and such texts.
 LONGEST_PICTURE = 256  # Tokens: beyond that the squares are smaller than a pixel, and hovering is slow.
 LONGEST_JSON = 2048  # Tokens: all weights are kept in memory, and their number grows with the square.
 
@@ -104,7 +106,8 @@ def model(restored: Restored, asked: Asked, command: str) -> View:
     scores = {name: np.asarray(of_LN) for name, of_LN in head_scores(weights_LBNTS, tokens_1T).items()}
     changes_LN = None
     if not fills_in(restored.config) and len(ids) > 1:
-        changes_LN = np.asarray(knock_out_heads(looped(restored), restored.params, tokens_1T)[:, :, 0])
+        found_LNB = knock_out_heads(looped(restored), restored.params, tokens_1T, counted_BT=_counted(asked, [ids]))
+        changes_LN = np.asarray(found_LNB[:, :, 0])
     return ModelView(about(restored, _text(restored, asked, ids), command), seen, scores, changes_LN)
 
 
@@ -197,21 +200,17 @@ def lens(restored: Restored, asked: Asked, command: str) -> View:
 def knockout(restored: Restored, asked: Asked, command: str) -> View:
     """Which heads the network needs for some texts."""
     _check_predicts(restored, "knockout")
-    texts = _ids(restored, asked)
-    longest = max(map(len, texts))
+    texts = _ids(restored, asked) if asked.texts else repeated(restored, PROBES)
     if min(map(len, texts)) < 2:
         raise ConfigError("--text has nothing to predict: make it longer.")
-    segments_BT = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts], np.int32)
-    tokens_BT = np.array([ids + [0] * (longest - len(ids)) for ids in texts], np.int32)
-    module, params = looped(restored), restored.params
-    changes_LNB = np.asarray(
-        knock_out_heads(module, params, jnp.asarray(tokens_BT), segments_BT=jnp.asarray(segments_BT))
-    )
-    losses_B = np.array(
-        [-given_logprobs(module, params, ids[:1], ids[1:])[range(len(ids) - 1), ids[1:]].mean() for ids in texts]
-    )
+    longest = max(map(len, texts))
+    segments_BT = jnp.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts], jnp.int32)
+    tokens_BT = jnp.array([ids + [0] * (longest - len(ids)) for ids in texts], jnp.int32)
+    module, params, counted_BT = looped(restored), restored.params, _counted(asked, texts)
+    changes_LNB = knock_out_heads(module, params, tokens_BT, segments_BT=segments_BT, counted_BT=counted_BT)
+    losses_B = np.average(token_losses(module, params, tokens_BT), axis=-1, weights=counted_BT[:, 1:])
     shown = _text(restored, asked, texts[0]) + (f"  … and {len(texts) - 1} more texts" if len(texts) > 1 else "")
-    return KnockoutView(about(restored, shown, command), changes_LNB, losses_B)
+    return KnockoutView(about(restored, shown, command), np.asarray(changes_LNB), losses_B)
 
 
 def evolution(restored: Restored, asked: Asked, command: str) -> View:
@@ -223,13 +222,13 @@ def evolution(restored: Restored, asked: Asked, command: str) -> View:
     except CheckpointError:
         raise ConfigError(f"--view=evolution needs the checkpoints of a run, and {asked.checkpoint} is none.") from None
     steps, module, (ids,) = finished_steps(folder), looped(restored), _ids(restored, asked)
-    tokens_1T, losses, scores = jnp.array([ids], jnp.int32), [], []
+    tokens_1T, (counted_T,) = jnp.array([ids], jnp.int32), _counted(asked, [ids])
+    losses, scores = [], []
     for step in steps:
         params = restore_params(f"{folder}@{step}").params
         found = record(module, params, tokens_1T)
         scores.append(head_scores(found["layers/attention/weights"], tokens_1T))
-        logprobs_TV = jax.nn.log_softmax(found["logits"][0, :-1])
-        losses.append(-float(jnp.mean(jnp.take_along_axis(logprobs_TV, tokens_1T[0, 1:, None], axis=-1))))
+        losses.append(np.average(token_losses(module, params, tokens_1T)[0], weights=counted_T[1:]))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     training = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     by_name = {name: np.stack([np.asarray(of[name]) for of in scores]) for name in scores[0]}
@@ -282,18 +281,30 @@ def _ids(restored: Restored, asked: Asked) -> list[list[int]]:
     return ids
 
 
-def repeated(restored: Restored, length: int = 24, texts: int = 1) -> list[list[int]]:
+def repeated(restored: Restored, texts: int = 1) -> list[list[int]]:
     """Tokens drawn at random, twice the same: what only a network that looks back can predict (Olsson et al. 2022)."""
     tokenizer, vocabulary = restored.tokenizer, restored.config.tokenizer.vocab_size
     known = [id for id in range(min(tokenizer.size, vocabulary)) if tokenizer.token_bytes(id)]
     random = np.random.default_rng(0)
-    drawn = [random.choice(known, length, replace=len(known) < length).tolist() for _ in range(texts)]
+    drawn = [random.choice(known, DRAWN, replace=len(known) < DRAWN).tolist() for _ in range(texts)]
     return [[*tokenizer.beginning, *ids, *ids] for ids in drawn]
+
+
+def _counted(asked: Asked, texts: Sequence[Sequence[int]]) -> jax.Array:
+    """Which tokens' losses count [B,T]: of those drawn at random, what can be known of the second copy."""
+    counted_BT = np.zeros((len(texts), max(map(len, texts))), np.int32)
+    for counted_T, ids in zip(counted_BT, texts, strict=True):
+        counted_T[1 if asked.texts else len(ids) - DRAWN + 1 : len(ids)] = 1
+    return jnp.asarray(counted_BT)
 
 
 def _text(restored: Restored, asked: Asked, ids: Sequence[int]) -> str:
     """What the picture says was read."""
-    return asked.texts[0] if asked.texts else "random tokens, twice: " + restored.tokenizer.decode(ids)
+    return (
+        asked.texts[0]
+        if asked.texts
+        else "random tokens, twice (losses: the second time): " + restored.tokenizer.decode(ids)
+    )
 
 
 def _check_length(length: int, asked: Asked) -> None:

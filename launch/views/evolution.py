@@ -15,7 +15,8 @@ from launch.views.model import SCORES
 from launch.views.page import BLUE, CHART_CONFIG, ORANGE, PALETTE, panel
 from launch.views.view import View, rounded
 
-_SHOWN = ("previous", "duplicate", "induction", "sink")
+_SHOWN = ("previous", "induction", "duplicate", "sink")
+_LEAST = 0.2
 _WIDTH, _HEIGHT = 620, 130
 
 
@@ -77,7 +78,8 @@ class EvolutionView(View):
         return {"steps": list(self.steps), "loss": rounded(self.losses_C), "scores": scores, "training": training}
 
     def _shown(self) -> list[str]:
-        return [name for name in _SHOWN if np.isfinite(self.scores[name]).all()]
+        """Those that some head has at some time."""
+        return [name for name in _SHOWN if np.isfinite(self.scores[name]).all() and self.scores[name].max() >= _LEAST]
 
     def _curves(self, name: str, x: Any) -> dict[str, Any]:
         import altair as alt

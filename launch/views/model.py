@@ -85,7 +85,7 @@ class ModelView(View):
 
     def _best(self, scores_LN: np.ndarray) -> str:
         layer, head = np.unravel_index(scores_LN.argmax(), scores_LN.shape)
-        return f"{layer}.{head} {scores_LN[layer, head]:.2f}"
+        return f"{scores_LN[layer, head]:.2f} in layer {layer}, head {head}"
 
     def _map(self, name: str, meaning: str, scores_LN: np.ndarray, deep: bool) -> dict[str, Any]:
         layers, heads = ([str(number) for number in range(count)] for count in scores_LN.shape)

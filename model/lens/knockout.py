@@ -45,6 +45,7 @@ def knock_out_heads(
     place: str = HEADS[0],
     instead: jax.Array | float = 0.0,
     segments_BT: jax.Array | None = None,
+    counted_BT: jax.Array | None = None,
     tokens_at_once: int = TOKENS,
 ) -> jax.Array:
     """By how much the mean next-token loss of each text grows without each head, in nats, [L,N,B] float32.
@@ -55,13 +56,16 @@ def knock_out_heads(
       instead: what stands in place of what the heads read, with the axes [L,B,T,N,H] (of size 1, where all is alike):
         recorded elsewhere, or its mean over the batch, so that what a network always finds there is not missed.
       segments_BT: int32, 1 for a text's tokens and 0 for the padding behind them; by default there is none.
+      counted_BT: 0 for tokens whose loss does not count; by default all do that are no padding, but for the first.
       tokens_at_once: bounds the memory: about so many tokens are computed at a time.
 
     Raises:
       ConfigError: a network without heads, or one that does not predict the next token.
     """
     _check_predicts(module.config)
-    inputs = _inputs(module, tokens_BT, segments_BT, source, place, HEADS)
+    tokens_BT, segments_BT, source, _ = inputs = _inputs(module, tokens_BT, segments_BT, source, place, HEADS)
+    if counted_BT is not None:
+        inputs = tokens_BT, segments_BT, source, jnp.asarray(counted_BT)
     return _changes(module, params, inputs, jnp.asarray(instead, jnp.float32), place, None, tokens_at_once)
 
 
@@ -110,7 +114,7 @@ def _check_predicts(config: Config) -> None:
 
 def _inputs(
     module: Any, tokens_BT: Any, segments_BT: Any, source: Source | None, place: str, places: Sequence[str]
-) -> tuple[jax.Array, jax.Array, Source | None]:
+) -> tuple[jax.Array, jax.Array, Source | None, jax.Array]:
     config: Config = module.config
     there = [name for name in places if name in places_of(module)]
     if not there:
@@ -119,7 +123,8 @@ def _inputs(
         raise ConfigError(f"{place} cannot be knocked out in this network; these can: {', '.join(there)}.")
     check_length(config, max(tokens_BT.shape[1], 0 if source is None else source.tokens_BS.shape[1]))
     tokens_BT = jnp.asarray(tokens_BT)
-    return tokens_BT, jnp.ones_like(tokens_BT) if segments_BT is None else jnp.asarray(segments_BT), source
+    segments_BT = jnp.ones_like(tokens_BT) if segments_BT is None else jnp.asarray(segments_BT)
+    return tokens_BT, segments_BT, source, segments_BT
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6))
@@ -131,7 +136,7 @@ def _changes(
 
     What enters a layer without its heads is what enters it with them, so each edit costs the layers behind it only.
     """
-    tokens_BT, segments_BT, source = inputs
+    tokens_BT, segments_BT, source, counted_BT = inputs
     config: Config = module.config
     L, N = config.model.num_layers, config.model.num_heads if place in HEADS else 1
     memory_BSD, source_segments_BS = encoded(module, params, source)
@@ -144,7 +149,7 @@ def _changes(
     def measure(x_BTD: jax.Array) -> jax.Array:
         scores_BTV: Any = Head(config).apply({"params": params}, x_BTD if at is None else x_BTD[:, at, None])
         logits_BTV = softcap(config, scores_BTV)
-        return logits_BTV[:, 0] if at is not None else _loss(logits_BTV, tokens_BT, segments_BT)
+        return logits_BTV[:, 0] if at is not None else _loss(logits_BTV, tokens_BT, counted_BT)
 
     def of_layer(layer: jax.Array) -> jax.Array:
         value = instead if instead.ndim == 0 else instead[layer % len(instead)]
@@ -165,8 +170,8 @@ def _changes(
     return found_LN - measure(x_BTD)[None, None] if at is None else found_LN
 
 
-def _loss(logits_BTV: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+def _loss(logits_BTV: jax.Array, tokens_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:
     """Mean negative log-likelihood of each text's tokens after the first, [B]."""
-    counted_BT = (segments_BT[:, 1:] != 0).astype(jnp.float32)
+    counted_BT = (counted_BT[:, 1:] != 0).astype(jnp.float32)
     nll_BT = losses_of(logits_BTV, tokens_BT)
     return jnp.sum(nll_BT * counted_BT, axis=1) / jnp.sum(counted_BT, axis=1)

@@ -15,7 +15,7 @@ from tiny import random_params, tiny
 
 from configs.convert import override
 from configs.schema import ConfigError
-from launch.pictures import VIEWS, Asked, see
+from launch.pictures import VIEWS, Asked, repeated, see
 from model import Source, build
 from model.lens.record import record
 from tests.launch.test_views_pieces import BYTES, END
@@ -45,8 +45,11 @@ def view(name: str, **settings: Any) -> Any:
 
 def log_probabilities(text: str, params: Any = None) -> np.ndarray:
     """Of what comes after each token of a text, [T,V]."""
+    return after_each([END, *text.encode()], params)
+
+
+def after_each(ids: list[int], params: Any = None) -> np.ndarray:
     restored = network()
-    ids = [END, *text.encode()]
     tokens_BT = np.array([ids + [0] * (LONGEST - len(ids))], np.int32)  # What comes behind changes nothing before it.
     logits_BTV = apply(build(restored.config), params or restored.params, tokens_BT)
     return np.asarray(special.log_softmax(np.asarray(logits_BTV[0, : len(ids)], np.float64), axis=-1))
@@ -170,6 +173,10 @@ def test_without_a_text_random_tokens_stand_there_twice():
     assert tokens[1 : half + 1] == tokens[half + 1 :]
     assert np.isfinite(found.scores["induction"]).all()
     assert found.about.text.startswith("random tokens, twice")
+    (ids,) = repeated(network())
+    drawn = (len(ids) - 1) // 2
+    losses = [-after_each(ids, p)[range(drawn + 1, 2 * drawn), ids[drawn + 2 :]].mean() for p in (None, without(0, 1))]
+    assert found.changes_LN[0, 1] == pytest.approx(losses[1] - losses[0], abs=1e-4)  # Of what is known the second time.
 
 
 def test_beside_an_alignment_stands_what_would_be_written_without_the_head_or_without_all_of_its_layer():
