@@ -23,6 +23,7 @@ class Looker:
         from configs.convert import override
         from configs.schema import Config
         from model import build
+        from model.apart import set_apart
         from model.lens.edits import scaled, spot
         from model.lens.knockout import knock_out_logits
         from model.lens.patch import edited
@@ -36,7 +37,10 @@ class Looker:
             lambda shape: jax.device_put(0.02 * random.standard_normal(shape.shape, np.float32)),
             parameter_shapes(self.module),
         )
-        tokens_1T = random.integers(settings["vocabulary"], size=(1, settings["length"]), dtype=np.int32)
+        apart = set_apart(params)
+        tokens_1T = jax.device_put(
+            random.integers(settings["vocabulary"], size=(1, settings["length"]), dtype=np.int32)
+        )
         few_1T = tokens_1T[:, : settings["few"]]
         plain = jax.jit(lambda params, tokens_BT: module.apply({"params": params}, tokens_BT))
         without = jax.jit(
@@ -46,8 +50,8 @@ class Looker:
             )[:, -1]
         )  # fmt: skip
         self.runs: dict[str, Callable[[], Any]] = {
-            "forward": lambda: plain(params, tokens_1T),
-            "record": lambda: record(module, params, tokens_1T),
+            "forward": lambda: plain(apart, tokens_1T),
+            "record": lambda: record(module, apart, tokens_1T),
             "separate": lambda: without(params, 3),
             "heads": lambda: knock_out_logits(module, params, few_1T, -1, tokens_at_once=2**20),
         }

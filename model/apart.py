@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model.kept import RING
-from model.lens.places import recording
+from model.lens.places import EDITS, INTERMEDIATES, within
 
 if TYPE_CHECKING:
     from model.attention import Places
@@ -40,7 +41,7 @@ def are_apart(params: Any) -> bool:
 class Apart(nn.Module):
     """The stack of layers, or the same layers one after the other where they are given apart.
 
-    Apart, layers can read and extend a cache, and nothing more: neither be recorded nor edited.
+    Apart, layers can read and extend a cache, be recorded and edited, and nothing more.
     """
 
     stack: Any  # The layers, as a scan.
@@ -58,18 +59,27 @@ class Apart(nn.Module):
         given = self.variables
         if "0" not in given.get("params", {}):
             return self.stack(x_BTD, layers_L, places, memory_BSD)
-        if set(given) - {"params", "cache"} or recording(self):
-            raise ValueError("Layers that are apart can be neither recorded nor edited: give their parameters stacked.")
-        cache, mutable = given.get("cache", {}), ["cache"] if self.is_mutable_collection("cache") else []
+        if others := set(given) - {"params", "cache", EDITS, INTERMEDIATES}:
+            raise ValueError(
+                f"Layers that are apart have no {', '.join(sorted(others))}: give their parameters stacked."
+            )
+        mutable = [name for name in ("cache", INTERMEDIATES) if self.is_mutable_collection(name)]
+        cache, edits, recorded = given.get("cache", {}), given.get(EDITS, {}), []
         numbers = _numbers_in_cache(layers_L, cache)
         for number in range(self.num_layers):
             layer = jax.tree.map(lambda x_L: x_L[number], layers_L)  # noqa: B023
             layer = dataclasses.replace(layer, number=numbers[number])
             variables = {"params": given["params"][str(number)], "cache": cache}
-            (x_BTD, _), after = self.block.apply(variables, x_BTD, layer, places, memory_BSD, mutable=mutable)
+            if edits:
+                variables[EDITS] = jax.tree.map(lambda x_L: x_L[number], edits)  # noqa: B023
+            with within(self.path):
+                (x_BTD, _), after = self.block.apply(variables, x_BTD, layer, places, memory_BSD, mutable=mutable)
             cache = after.get("cache", cache)
-        for name, value in cache.items() if mutable else ():
-            self.put_variable("cache", name, value)
+            recorded.append(after.get(INTERMEDIATES, {}))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *recorded)
+        for collection, values in (("cache", cache), (INTERMEDIATES, stacked)):
+            for name, value in values.items() if collection in mutable else ():
+                self.put_variable(collection, name, value)
         return x_BTD, None
 
 

@@ -75,6 +75,7 @@ class Asked:
 
 
 ALL = Part()
+_WITHIN: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("within", default=())
 _ASKED: contextvars.ContextVar[Asked | None] = contextvars.ContextVar("asked", default=None)
 
 
@@ -86,6 +87,16 @@ def asking(asked: Asked | None) -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(token)
+
+
+@contextlib.contextmanager
+def within(path: tuple[str, ...]) -> Iterator[None]:
+    """What is called in this context by itself has its places where it stands in the network."""
+    token = _WITHIN.set(path)
+    try:
+        yield
+    finally:
+        _WITHIN.reset(token)
 
 
 def asked_part() -> Part:
@@ -247,4 +258,4 @@ def put(module: nn.Module, name: str, kept: tuple[jax.Array, ...]) -> None:
 def path_of(module: nn.Module, name: str) -> str:
     """What a place is called."""
     assert module.scope is not None
-    return "/".join((*module.scope.path, name))
+    return "/".join((*_WITHIN.get(), *module.scope.path, name))

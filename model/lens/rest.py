@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from configs.convert import has_final_norm, layer_windows, translates
 from configs.schema import Config
+from model.apart import are_apart
 from model.layers import Norm
 from model.lens.places import EDITS, Edit
 from model.source import Source
@@ -41,6 +42,8 @@ class Rest(nn.Module):
           edits: the collection `edits` of that layer, as it stands under `layers`, without the axis of layers.
           memory_BSD: the encoded source.
         """
+        if are_apart(self.variables["params"]):
+            raise ValueError("The rest of a network is computed with stacked parameters, and these layers are apart.")
         config, L = self.config, self.config.model.num_layers
         positions_BT, rows_B = or_default(segments_BT, None, None)
         places = find_places(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from model import build, packed
+from model import Source, build, packed
+from model.apart import set_apart
 from model.generate import Sampling, beam_search, generate
-from model.lens.places import INTERMEDIATES
+from model.lens.knockout import knock_out_logits
+from model.lens.places import HEADS, without_heads
+from model.lens.record import record
 
 NETWORKS = {
     "decoder": {"window": 3, "window_pattern": "LG", "position": "alibi"},
@@ -43,11 +47,18 @@ def test_beams_are_those_of_the_stack():
     assert ours[0].score == pytest.approx(stack[0].score, abs=1e-5)
 
 
-def test_recording_layers_that_are_apart_is_refused():
-    module = build(tiny())
-    params = packed.pack(module, random_params(module))
-    with pytest.raises(ValueError, match="give their parameters stacked"):
-        jax.eval_shape(lambda: module.apply({"params": params}, random_tokens(1, 3), mutable=[INTERMEDIATES]))
+def test_what_is_recorded_and_edited_is_that_of_the_stack():
+    module = build(tiny(network="encoder_decoder"))
+    params, tokens_BT = random_params(module), random_tokens(2, 6)
+    source = Source.of(jnp.asarray(random_tokens(2, 5, seed=1)))
+    what = ("layers/attention/weights", "layers/residual/after", "encoder/layers/attention/weights", "final")
+    edits = {HEADS[0]: without_heads(2, 4, [(0, 1)]), "encoder/" + HEADS[0]: without_heads(2, 4, [(1, 3)])}
+    ours, stack = (record(module, tree, tokens_BT, what, source, edits) for tree in (set_apart(params), params))
+    assert ours.keys() == stack.keys()
+    for name, value in stack.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    with pytest.raises(ValueError, match="these layers are apart"):
+        knock_out_logits(module, set_apart(params), tokens_BT, 3, source)
 
 
 def test_an_encoder_fills_in_with_layers_apart():
