@@ -62,6 +62,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     return override(Config(), versions.migrated(flat, version))
 
 
+def in_use(value: Any) -> bool:
+    """Whether a setting that is off at 0 is on; one that only a compiled program knows (`train/together.py`) is."""
+    return not isinstance(value, int | float) or value != 0
+
+
 def override(config: Config, values: dict[str, Any]) -> Config:
     """A copy of `config` with settings replaced, by flag name: `{"model.width": 128}`."""
     known = {name: type(value) for name, _, value in leaves(Config())}

@@ -13,17 +13,17 @@ docs/evaluation.md says what is measured how.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import start, weights
+from launch.progress import Done, progress
 
 if TYPE_CHECKING:
     from train.checkpoint import Restored
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 SHOTS = [0, 1, 2, 4, 8, 16]
 QUESTIONS = 40
-Done = Callable[[str, int, int], object]
 
 
 def define(_: Sequence[str]) -> None:
@@ -226,24 +225,6 @@ def tell(values: dict[str, Any]) -> None:
         return
     print("  ".join(f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
                     for name, value in values.items()))  # fmt: skip
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Done]:
-    """A bar on a terminal for each kind of thing that is counted."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    tasks: dict[str, Any] = {}
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def on_done(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield on_done
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import feed_forward_width
+from configs.convert import feed_forward_width, in_use
 from configs.schema import Config
 from model import packed, quantized
 from model.lens.places import tap
@@ -117,7 +117,7 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, rows_B: jax.Array) -> jax.Array:
         """Drop from [B,T,D], whose rows have the numbers `rows_B`."""
-        if self.deterministic or self.rate == 0:
+        if self.deterministic or not in_use(self.rate):
             return x_BTD
         if self.scope is None or "dropout" not in self.scope.rngs:
             raise ValueError("Dropout needs a random stream: apply(..., rngs={'dropout': key}).")

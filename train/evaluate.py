@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -36,13 +35,9 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
     of the text alone (`byte_lengths_V`, int32: the bytes of each token): they don't depend on the tokenizer.
     """
 
-    @partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))  # So that every process can read them.
-    def sums_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        x_BTD: Any = module.apply({"params": params}, **network_inputs(batch), head=False)
-        weights_BT = target_weights(batch)
-        loss = output_loss(module.config, params, x_BTD, batch["targets"], weights_BT)
-        bytes_BT = jnp.where(weights_BT != 0, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
-        return jnp.stack([loss.nll, loss.targets, jnp.sum(bytes_BT).astype(jnp.float32)])
+    sums_of = jax.jit(  # So that every process can read them.
+        evaluation_sums(module, byte_lengths_V), out_shardings=jax.NamedSharding(mesh, jax.P())
+    )
 
     def evaluate(
         params: Any, batches: Iterable[dict[str, np.ndarray]], stop: Callable[[], bool] = lambda: False
@@ -57,14 +52,32 @@ def make_evaluate(module: Any, byte_lengths_V: np.ndarray, mesh: jax.sharding.Me
                     total_3 += np.asarray(before, np.float64)
         if running is not None:
             total_3 += np.asarray(running, np.float64)
-        nll, tokens, text_bytes = total_3.tolist()
-        return {
-            "eval/loss": nll / max(tokens, 1),
-            "eval/bits_per_byte": nll / math.log(2) / max(text_bytes, 1),
-            "eval/tokens": tokens,
-        }
+        return evaluation_of(total_3)
 
     return evaluate
+
+
+def evaluation_sums(module: Any, byte_lengths_V: np.ndarray) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """(params, batch) -> nats, targets and bytes of the batch, [3] float32: what `evaluation_of` makes rates of."""
+
+    def sums_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        x_BTD: Any = module.apply({"params": params}, **network_inputs(batch), head=False)
+        weights_BT = target_weights(batch)
+        loss = output_loss(module.config, params, x_BTD, batch["targets"], weights_BT)
+        bytes_BT = jnp.where(weights_BT != 0, jnp.asarray(byte_lengths_V)[batch["targets"]], 0)
+        return jnp.stack([loss.nll, loss.targets, jnp.sum(bytes_BT).astype(jnp.float32)])
+
+    return sums_of
+
+
+def evaluation_of(total_3: np.ndarray) -> dict[str, float]:
+    """What an evaluation is logged as, of the sums over all batches."""
+    nll, tokens, text_bytes = total_3.tolist()
+    return {
+        "eval/loss": nll / max(tokens, 1),
+        "eval/bits_per_byte": nll / math.log(2) / max(text_bytes, 1),
+        "eval/tokens": tokens,
+    }
 
 
 def make_score(module: Any, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Evaluate | None:

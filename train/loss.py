@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from configs.convert import in_use
 from configs.schema import Config
 from model import Head
 from model.sharding import constrain_parameters, ways
@@ -47,11 +48,11 @@ def cross_entropy(
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     nll_BT = log_z_BT - target_BT
     objective_BT = nll_BT
-    if label_smoothing:
+    if in_use(label_smoothing):
         uniform_BT = log_z_BT - jnp.mean(logits_BTV, axis=-1)
         objective_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
     z_BT = z_loss * jnp.square(log_z_BT)
-    if z_loss:
+    if in_use(z_loss):
         objective_BT = objective_BT + z_BT
     return Loss(
         objective=jnp.sum(objective_BT * weights_BT),

@@ -19,6 +19,7 @@ from optax.contrib import (
     schedule_free_eval_params,
 )
 
+from configs.convert import in_use
 from configs.schema import Config, ConfigError
 from model.lora import LORA, is_trained
 
@@ -72,24 +73,25 @@ def schedule(config: Config) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     warm-up whatever the setting, because doing without a schedule is what the method is.
     """
     settings, steps = config.optimizer, config.train.steps
-    warmup, peak, end = settings.warmup_steps, settings.learning_rate, settings.end_fraction
+    peak, end = settings.learning_rate, settings.end_fraction
     shape = "constant" if settings.name == "schedule_free" else settings.schedule
-    decay_steps = max(1, steps - warmup)
-    if shape == "wsd":
-        decay_steps = max(1, min(decay_steps, round(settings.decay_fraction * steps)))
 
     def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step, jnp.float32) + 1
+        warmup = jnp.maximum(jnp.asarray(settings.warmup_steps, jnp.float32), 1.0)
+        decay_steps = jnp.maximum(1.0, jnp.float32(steps) - settings.warmup_steps)
+        if shape == "wsd":
+            decay_steps = jnp.clip(jnp.round(jnp.float32(steps) * settings.decay_fraction), 1.0, decay_steps)
         left = jnp.clip((steps - t) / decay_steps, 0, 1)  # share of the decay that is still to come
         if shape == "cosine":
             factor = end + (1 - end) * 0.5 * (1 - jnp.cos(jnp.pi * left))
         elif shape in ("linear", "wsd"):
             factor = end + (1 - end) * left
         elif shape == "inverse_sqrt":
-            factor = jax.lax.rsqrt(jnp.maximum(t / max(1, warmup), 1.0))
+            factor = jax.lax.rsqrt(jnp.maximum(t / warmup, 1.0))
         else:
             factor = jnp.ones_like(t)
-        return peak * jnp.where(t < warmup, t / max(1, warmup), factor)
+        return peak * jnp.where(t < settings.warmup_steps, t / warmup, factor)
 
     return learning_rate
 
@@ -105,14 +107,14 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     settings = config.optimizer
     rate = schedule(config)
     chain: list[Any] = [_direction(config, params_shape)]
-    if settings.weight_decay:
+    if in_use(settings.weight_decay):
         mask = None if settings.decay_mask == "all" else decay_mask(params_shape)
         chain.append(optax.add_decayed_weights(settings.weight_decay, mask))
     chain.append(optax.scale_by_learning_rate(rate))
     if settings.name == "schedule_free":
         # Its own counter starts at 1, that of the chain inside at 0.
         chain = [schedule_free(optax.chain(*chain), lambda count: rate(count - 1), b1=settings.beta1)]
-    if settings.clip_norm:
+    if in_use(settings.clip_norm):
         chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     return _only_trained(config, params_shape, _in_float32(optax.chain(*chain), settings.state_dtype))
 
@@ -150,7 +152,7 @@ def evaluation_params(config: Config, state: Any) -> Params:
     These are the moving average (`state.ema`) if it is on, Schedule-Free's average x, which is kept as
     `state.params` (y) and a part of `state.opt_state` (z), or simply `state.params`.
     """
-    if config.optimizer.ema_decay:
+    if in_use(config.optimizer.ema_decay):
         average = state.ema
     elif config.optimizer.name == "schedule_free":
         is_state = lambda node: isinstance(node, ScheduleFreeState)  # noqa: E731

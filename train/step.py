@@ -13,6 +13,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
+from configs.convert import in_use
 from configs.schema import Config
 from model import Source
 from model.experts import LOSSES
@@ -77,7 +78,7 @@ def init_state(
 
     `given` are parameters by path (`layers/attention/query/kernel`) that replace random ones; they are donated.
     """
-    state_fn = _state_fn(module, optimizer, config)
+    state_fn = initial_state(module, optimizer, config)
     shardings = state_shardings(module, optimizer, config, mesh)
     with jax.set_mesh(mesh):
         start = jax.jit(state_fn, out_shardings=shardings, donate_argnums=1)
@@ -92,7 +93,7 @@ def state_shape(
     What the optimizer keeps for a parameter (its path ends with the parameter's, its shape is the same)
     lies as the parameter does; counters, factored moments and scalars are on every device.
     """
-    shape = jax.eval_shape(_state_fn(module, optimizer, config), jax.random.key(0), {})
+    shape = jax.eval_shape(initial_state(module, optimizer, config), jax.random.key(0), {})
     params = dict(jax.tree_util.tree_leaves_with_path(shape.params))
     lies = dict(zip(params, jax.tree.leaves(param_shardings(module, mesh)), strict=True))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -174,12 +175,14 @@ def jit_train_step(train_step: TrainStep, state_sharding: TrainState, batch_shar
     )
 
 
-def _state_fn(
+def initial_state(
     module: Any, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[[jax.Array, dict[str, jax.Array]], TrainState]:
+    """(key, given parameters by path) -> the state before the first step; `init_state` compiles it."""
+
     def state_fn(key: jax.Array, given: dict[str, jax.Array]) -> TrainState:
         params = unflatten_dict({**flatten_dict(init_params(module, key), sep="/"), **given}, sep="/")
-        ema = jax.tree.map(lambda x: x.astype(jnp.float32), params) if config.optimizer.ema_decay else None
+        ema = jax.tree.map(lambda x: x.astype(jnp.float32), params) if in_use(config.optimizer.ema_decay) else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, jnp.zeros((), jnp.float32))
 
     return state_fn
@@ -196,7 +199,7 @@ def _loss_fn(module: Any, config: Config) -> Callable[..., tuple[jax.Array, Loss
         params = jax.tree_util.tree_map_with_path(frozen, params)
         x_BTD, variables = module.apply(
             {"params": params}, **network_inputs(batch), rows_B=batch["rows"],
-            deterministic=not config.model.dropout, head=False, rngs={"dropout": key}, mutable=[LOSSES],
+            deterministic=not in_use(config.model.dropout), head=False, rngs={"dropout": key}, mutable=[LOSSES],
         )  # fmt: skip
         sums = output_loss(module.config, params, x_BTD, batch["targets"], target_weights(batch), smoothing, z_loss)
         extra = sum((jnp.sum(loss) for loss in jax.tree.leaves(variables)), start=jnp.float32(0))
@@ -234,7 +237,7 @@ def _moving_average(config: Config, state: TrainState, params: Any) -> Any:
 
 def _is_anomaly(config: Config, state: TrainState, loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
     anomaly = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-    if config.train.spike_factor:
+    if in_use(config.train.spike_factor):
         anomaly |= (state.step >= SPIKE_STEPS) & (loss > _spike_limit(config, state))
     return anomaly
 
@@ -245,7 +248,7 @@ def _spike_limit(config: Config, state: TrainState) -> jax.Array:
 
 def _loss_average(config: Config, state: TrainState, loss: jax.Array) -> jax.Array:
     """The next `loss_average`. A spike counts as no more than the limit, so that a lasting change is accepted."""
-    if config.train.spike_factor:
+    if in_use(config.train.spike_factor):
         loss = jnp.where(state.step < SPIKE_STEPS, loss, jnp.minimum(loss, _spike_limit(config, state)))
     average = jnp.where(state.step == 0, loss, state.loss_average + (loss - state.loss_average) / SPIKE_STEPS)
     return jnp.where(jnp.isfinite(loss), average, state.loss_average)

@@ -33,8 +33,9 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", ["choosing", "reading"])
 def test_texts_are_as_likely(found, name):
     mine, others = found[name]
-    assert mine["metrics"] == pytest.approx(others["metrics"], rel=1e-5)
     assert difference(mine, others) < 1e-3
+    # The perplexity of a word, of which the paragraphs have few, is e to the sum over about ten tokens.
+    assert mine["metrics"] == pytest.approx(others["metrics"], rel=1e-4)
 
 
 def test_the_same_is_the_likeliest(found):

@@ -1,0 +1,118 @@
+"""What is varied: grids of settings, and named ablations, each a question with the settings that answer it."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from configs.convert import leaves
+from configs.schema import Config, ConfigError
+
+Variant = dict[str, Any]  # Setting, by flag name, -> its value.
+
+# The first variant of each is what the others are compared with.
+ABLATIONS: dict[str, tuple[str, list[Variant]]] = {
+    "heads": (
+        "One head against many at equal width: do heads divide the work?",
+        [{"model.attention": "mha", "model.num_heads": heads} for heads in (8, 4, 1)],
+    ),
+    "kv_heads": (
+        "Fewer key and value heads, for a smaller cache",
+        [{"model.attention": "mha"}, {"model.attention": "gqa"}, {"model.attention": "mqa"}],
+    ),
+    "position": (
+        "How order is told",
+        [{"model.position": name} for name in ("rope", "alibi", "learned", "sinusoidal", "none")],
+    ),
+    "norm": (
+        "Where and how activations are normalized",
+        [
+            {"model.norm": "rms", "model.norm_position": "pre"},
+            {"model.norm": "layer", "model.norm_position": "pre"},
+            {"model.norm": "layer", "model.norm_position": "post"},
+            {"model.norm": "rms", "model.norm_position": "both"},
+        ],
+    ),
+    "activation": (
+        "The feed-forward layer's non-linearity, with a gate and without",
+        [
+            {"model.activation": "silu", "model.gated": True},
+            {"model.activation": "gelu", "model.gated": False},
+            {"model.activation": "relu", "model.gated": False},
+            {"model.activation": "relu2", "model.gated": False},
+        ],
+    ),
+    "learning_rate": (
+        "A learning rate too low, too high, and between",
+        [{"optimizer.learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3, 1e-2)],
+    ),
+    "attention": (
+        "Attention against what came before it and what would be cheaper",
+        [{"model.attention": "mha"}, {"model.attention": "linear"}, {"model.attention": "delta"}],
+    ),
+}
+
+
+def ablation(name: str) -> list[Variant]:
+    """The variants of a named ablation.
+
+    Raises:
+      ConfigError: there is none of this name.
+    """
+    if name not in ABLATIONS:
+        near = difflib.get_close_matches(name, ABLATIONS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(ABLATIONS)}."
+        raise ConfigError(f"--ablation={name}: there is no such ablation. {hint}")
+    return ABLATIONS[name][1]
+
+
+def varied(text: str) -> list[Variant]:
+    """`model.position=rope,alibi` as a list of variants, each with one setting.
+
+    Raises:
+      ConfigError: it is not of this form, or a value is not of the setting's type.
+    """
+    name, equals, rest = text.partition("=")
+    kinds = {leaf: type(value) for leaf, _, value in leaves(Config())}
+    if not equals or not rest or name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        hint = f" Did you mean {near[0]}?" if near and name not in kinds else ""
+        raise ConfigError(f"--vary={text}: it must be SETTING=VALUE,VALUE,... with a setting of launch.train.{hint}")
+    return [{name: _value(name, value, kinds[name])} for value in rest.split(",")]
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"--vary={name}: {text!r} is not {kind.__name__}.") from None
+
+
+def grid(*axes: Sequence[Variant]) -> list[Variant]:
+    """Each variant of each axis with each of the others."""
+    return [_merged(chosen) for chosen in itertools.product(*axes)]
+
+
+def side_by_side(*axes: Sequence[Variant]) -> list[Variant]:
+    """The first variants of all axes together, then the second ones, ...
+
+    Raises:
+      ConfigError: axes of different lengths.
+    """
+    if len({len(axis) for axis in axes}) > 1:
+        counts = ", ".join(f"{next(iter(axis[0]))} has {len(axis)}" for axis in axes)
+        raise ConfigError(f"--zip: all settings must have as many values: {counts}.")
+    return [_merged(chosen) for chosen in zip(*axes, strict=True)]
+
+
+def _merged(chosen: Sequence[Variant]) -> Variant:
+    return {name: value for variant in chosen for name, value in variant.items()}
+
+
+def label(variant: Variant) -> str:
+    """A variant in words."""
+    return " ".join(f"{name}={value}" for name, value in variant.items()) or "as it is"

@@ -1,0 +1,183 @@
+"""Change one idea at a time and see what it is worth: runs over variants and seeds, compared with intervals.
+
+uv run -m launch.ablate --config=quickstart --vary=model.attention=mha,mqa --vary=model.position=rope,alibi --seeds=5
+uv run -m launch.ablate --config=smoke --vary=optimizer.learning_rate=1e-3,3e-3,1e-2 --seeds=4 --run=runs/rates
+uv run -m launch.ablate --config=quickstart --ablation=heads --match=params --dry_run
+
+Every setting of launch.train may vary. The same command goes on with what is missing; what is in the run folder's
+results.sqlite is not trained again. Runs that differ in seeds and numbers alone are trained together, in one program.
+docs/ablations.md shows a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from configs import flags as config_flags
+from configs.schema import ConfigError
+from launch import start
+from launch.progress import progress
+
+if TYPE_CHECKING:
+    from configs.ablations import Variant
+    from train.ablation import Results, RunPlan
+    from train.comparison import Comparison, Estimate
+
+FLAGS = flags.FLAGS
+SHARE = 0.25  # Of the speed of matmuls that small networks train at, for the expected time.
+
+
+def define(argv: Sequence[str]) -> None:
+    """The flags of this program, and every setting of a run."""
+    flags.DEFINE_multi_string(
+        "vary", [], "SETTING=VALUE,VALUE,...; given several times, each value with each of the others. The first of "
+        "all is the baseline.",
+    )  # fmt: skip
+    flags.DEFINE_multi_string("ablation", [], "A named ablation of configs/ablations.py; combined as --vary is.")
+    flags.DEFINE_boolean("zip", False, "Take the first values of all --vary together, then the second ones, ...")
+    flags.DEFINE_integer("seeds", 3, "Seeds of each variant, from --train.seed on.")
+    flags.DEFINE_enum(
+        "match",
+        "none",
+        ["none", "params", "flops", "tokens"],
+        "Make variants equal to the baseline in parameters (by feed_forward_width), or in FLOPs or tokens (by steps).",
+    )
+    flags.DEFINE_string(
+        "metric", "eval/bits_per_byte", "What is compared, by its name in metrics.jsonl; lower is better."
+    )
+    flags.DEFINE_boolean("dry_run", False, "Only print what would be run.")
+    flags.DEFINE_string("run", "runs/ablation", "The folder of results.sqlite, report.html and the tables.")
+    flags.DEFINE_boolean("json", False, "One JSON object per variant on stdout instead of a table.")
+    config_flags.define(argv)
+
+
+def run() -> int | None:
+    """Print the plan, train what is missing, compare; status 1 where a run failed."""
+    variants, base = variants_asked(), config_flags.resolve()
+    if FLAGS.seeds < 1:
+        raise ConfigError(f"--seeds={FLAGS.seeds}: it must be at least 1.")
+    if FLAGS.print_config:
+        print(config_flags.to_json(base))
+        return None
+    start.prepare_jax()
+    from train.ablation import Corpora, Results, plan, train_all
+
+    corpora = Corpora()
+    seeds = range(base.train.seed, base.train.seed + FLAGS.seeds)
+    runs = plan(base, variants, seeds, "" if FLAGS.match == "none" else FLAGS.match, corpora)
+    folder = pathlib.Path(FLAGS.run)
+    results = Results(folder / "results.sqlite")
+    try:
+        tell_plan(runs, results)
+        if FLAGS.dry_run:
+            return None
+        total = sum(one.config.train.steps for one in runs if not results.done(one))
+        with progress() as on_done:
+            train_all(runs, results, corpora, base, lambda done: on_done("steps", done, total))
+        return tell(runs, results, folder)
+    finally:
+        results.close()
+
+
+def variants_asked() -> list[Variant]:
+    """The variants of --ablation and --vary. Raises ConfigError for what cannot be, or if there are none."""
+    from configs.ablations import ablation, grid, side_by_side, varied
+
+    axes = [ablation(name) for name in FLAGS.ablation] + [varied(text) for text in FLAGS.vary]
+    if not axes:
+        raise ConfigError("--vary is missing: name a setting and its values, or an --ablation.")
+    return side_by_side(*axes) if FLAGS.zip else grid(*axes)
+
+
+def tell_plan(runs: Sequence[RunPlan], results: Results) -> None:
+    """The table of variants on stderr: what each is, what it costs, how long all will take."""
+    from train.ablation import programs, tokens_of
+    from train.metrics import matmul_peak
+
+    of_variant: dict[str, list[RunPlan]] = {}
+    for one in runs:
+        of_variant.setdefault(one.variant, []).append(one)
+    missing = [one for one in runs if not results.done(one)]
+    width = max(map(len, of_variant))
+    print(f"{'variant':<{width}}  seeds  done  parameters   steps      tokens    FLOPs", file=sys.stderr)
+    for variant, some in of_variant.items():
+        first, done = some[0], sum(one not in missing for one in some)
+        print(
+            f"{variant:<{width}}  {len(some):>5}  {done:>4}  {first.parameters:>10,}  {first.config.train.steps:>6,}  "
+            f"{tokens_of(first.config):>10,}  {first.flops:.2e}",
+            file=sys.stderr,
+        )
+    if missing:
+        seconds = sum(one.flops / (SHARE * matmul_peak(one.config.model.dtype)) for one in missing)
+        print(
+            f"{len(missing)} of {len(runs)} runs to train, in {len(programs(missing))} programs: about "
+            f"{seconds / 60:.1f} minutes, at {SHARE:.0%} of the speed of this machine's matmuls.",
+            file=sys.stderr,
+        )
+
+
+def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path) -> int:
+    """The comparison as a table, and as files in the folder; 1 if a run failed, else 0."""
+    from launch.views import ablation as views
+    from train.comparison import compare
+
+    values: dict[str, dict[int, float]] = {}
+    for one in runs:
+        points = results.lines(one, FLAGS.metric) if results.done(one) else []
+        values.setdefault(one.variant, {}).update({one.seed: points[-1][1]} if points else {})
+    failures = {f"{one.variant}, seed {one.seed}": results.error(one) for one in runs if results.error(one)}
+    for which, error in failures.items():
+        print(f"failed: {which}: {error}", file=sys.stderr)
+    if not any(values.values()):
+        print(f"No run has a {FLAGS.metric}.", file=sys.stderr)
+        return 1
+    found = compare(values)
+    command = shlex.join(["uv", "run", "-m", "launch.ablate", *sys.argv[1:]])
+    page = views.ablation_page(folder.name, FLAGS.metric, found, curves(runs, results), failures, command)
+    for name, text in {
+        "report.html": page, "results.csv": views.as_csv(found), "results.md": views.as_markdown(found),
+        "results.tex": views.as_latex(found),
+    }.items():  # fmt: skip
+        (folder / name).write_text(text, encoding="utf-8")
+    tell_table(found)
+    print(folder / "report.html", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def tell_table(found: Sequence[Comparison]) -> None:
+    """The comparison on stdout."""
+    from launch.views import ablation as views
+
+    if FLAGS.json:
+        for one in found:
+            print(json.dumps({"metric": FLAGS.metric, **one.to_dict()}))
+    else:
+        print(f"{FLAGS.metric}, lower is better\n{views.as_text(found)}")
+
+
+def curves(runs: Sequence[RunPlan], results: Results) -> dict[str, list[tuple[int, Estimate]]]:
+    """The metric of each variant at each step that all of its finished seeds have, with its interval."""
+    from train.comparison import estimate
+
+    of_variant: dict[str, dict[int, list[float]]] = {}
+    for one in runs:
+        if results.done(one):
+            for step, value in results.lines(one, FLAGS.metric):
+                of_variant.setdefault(one.variant, {}).setdefault(step, []).append(value)
+    return {
+        variant: [
+            (step, estimate(values)) for step, values in steps.items() if len(values) == max(map(len, steps.values()))
+        ]
+        for variant, steps in of_variant.items()
+    }
+
+
+if __name__ == "__main__":
+    start.program("launch.ablate", __doc__ or "", run, define, sys.argv)

@@ -1,0 +1,244 @@
+"""The runs of an ablation: what each is, in which programs they are trained, and where their results are kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from configs.ablations import Variant, label
+from configs.convert import check, fills_in, leaves, override, to_dict
+from configs.schema import Config, ConfigError
+from model import build
+from model.sharding import parameter_shapes
+from train.data.sections import Corpus
+from train.data.sources import open_corpus
+from train.data.tokenizer import Tokenizer, make_tokenizer
+from train.metrics import train_flops_per_token
+from train.together import Line, program_of, train_together
+
+TOGETHER = 16  # The most runs of one program, so that their states fit.
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run of an ablation."""
+
+    variant: str  # In words.
+    seed: int
+    config: Config  # With the vocabulary's real size.
+
+    @property
+    def key(self) -> str:
+        """Tells runs apart that are not the same; the name of a run does not."""
+        values = {name: value for name, _, value in leaves(self.config) if name != "name"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+        return count_parameters(self.config)
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training (see `train_flops_per_token`)."""
+        return train_flops_per_token(self.config) * tokens_of(self.config)
+
+
+def tokens_of(config: Config) -> int:
+    """Tokens that a run is trained on."""
+    return config.train.steps * config.train.batch_size * config.data.length
+
+
+def count_parameters(config: Config) -> int:
+    """Parameters of the network, without making any."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(build(config))))
+
+
+class Corpora:
+    """The text and the tokenizer of each config, opened and learnt once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Corpus, Tokenizer]] = {}
+
+    def of(self, config: Config) -> tuple[Corpus, Tokenizer]:
+        """Those of a config as it was asked for, before it got the vocabulary's real size."""
+        key = (config.data, config.tokenizer, fills_in(config))
+        if key not in self._made:
+            corpus = open_corpus(config.data)
+            self._made[key] = corpus, make_tokenizer(config.tokenizer, corpus, masked=fills_in(config))
+        return self._made[key]
+
+
+def plan(
+    base: Config, variants: Sequence[Variant], seeds: Sequence[int], match: str, corpora: Corpora
+) -> list[RunPlan]:
+    """The runs of all variants with all seeds; the first variant is the baseline.
+
+    Args:
+      match: `params`: the feed-forward width of each variant is chosen so that the network has about as many
+        parameters as the baseline's; `flops`, `tokens`: its steps, so that training takes as many.
+
+    Raises:
+      ConfigError: a variant that cannot be, two that are the same, or that cannot be matched.
+    """
+    if len({label(variant) for variant in variants}) < len(variants):
+        raise ConfigError("--vary: two variants are the same.")
+    runs, baseline = [], None
+    for variant in variants:
+        asked = check(override(base, variant))
+        _, tokenizer = corpora.of(asked)
+        config = override(asked, {"tokenizer.vocab_size": tokenizer.size})
+        baseline = baseline or config
+        config = check(matched(config, baseline, match))
+        runs += [RunPlan(label(variant), seed, override(config, {"train.seed": seed})) for seed in seeds]
+    return runs
+
+
+def matched(config: Config, baseline: Config, match: str) -> Config:
+    """The config resized so that it costs what the baseline does; see `plan`."""
+    if match in ("flops", "tokens"):
+        cost = train_flops_per_token if match == "flops" else lambda config: 1.0
+        of_baseline = cost(baseline) * tokens_of(baseline)
+        per_step = cost(config) * config.train.batch_size * config.data.length
+        return override(config, {"train.steps": max(1, round(of_baseline / per_step))})
+    if match != "params" or config == baseline:
+        return config
+    wanted = count_parameters(baseline)
+
+    def sized(eighths: int) -> Config:
+        return override(config, {"model.feed_forward_width": 8 * eighths})
+
+    low, high = 1, max(2, wanted // (8 * config.model.width))
+    while low < high:  # The fewest that reach it.
+        middle = (low + high) // 2
+        low, high = (low, middle) if count_parameters(sized(middle)) >= wanted else (middle + 1, high)
+    best = min((sized(max(1, low - 1)), sized(low)), key=lambda config: abs(count_parameters(config) - wanted))
+    if abs(count_parameters(best) / wanted - 1) > 0.05:
+        raise ConfigError(
+            f"--match=params: no feed-forward width brings a variant's {count_parameters(best):,} parameters to "
+            f"within 5% of the baseline's {wanted:,}."
+        )
+    return best
+
+
+def programs(runs: Sequence[RunPlan]) -> list[list[RunPlan]]:
+    """Runs that are trained together: those that differ in seeds and numbers alone, at most TOGETHER of them."""
+    groups: dict[Any, list[RunPlan]] = {}
+    for run in runs:
+        groups.setdefault(program_of(run.config), []).append(run)
+    return [some[start : start + TOGETHER] for some in groups.values() for start in range(0, len(some), TOGETHER)]
+
+
+class Results:
+    """What all runs came to, in one SQLite file; each run is there once, whichever ablations it belongs to.
+
+    Tables: `runs` (key, variant, seed, config as JSON, status done or failed, error, seconds) and `lines` (key, step,
+    name, value): what a run folder has in metrics.jsonl.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path)
+        self._database.executescript(
+            """
+            create table if not exists runs (key text primary key, variant text, seed integer, config text,
+                                             status text, error text, seconds real);
+            create table if not exists lines (key text, step integer, name text, value real,
+                                              primary key (key, step, name));
+            """
+        )
+
+    def done(self, run: RunPlan) -> bool:
+        """Whether the run has been trained; one that failed is tried again."""
+        return (
+            self._database.execute("select 1 from runs where key=? and status='done'", (run.key,)).fetchone()
+            is not None
+        )
+
+    def error(self, run: RunPlan) -> str:
+        """Why the run failed, or nothing."""
+        found = self._database.execute("select error from runs where key=?", (run.key,)).fetchone()
+        return found[0] if found else ""
+
+    def put(self, run: RunPlan, lines: Sequence[Line], seconds: float, error: str = "") -> None:
+        """Keeps what a run came to, all of it or nothing."""
+        with self._database:
+            self._database.execute("delete from lines where key=?", (run.key,))
+            self._database.execute(
+                "insert or replace into runs values (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run.key,
+                    run.variant,
+                    run.seed,
+                    json.dumps(to_dict(run.config)),
+                    "failed" if error else "done",
+                    error,
+                    seconds,
+                ),
+            )
+            rows = [
+                (run.key, int(line["step"]), name, value)
+                for line in lines for name, value in line.items() if name != "step"
+            ]  # fmt: skip
+            self._database.executemany("insert or replace into lines values (?, ?, ?, ?)", rows)
+
+    def lines(self, run: RunPlan, name: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric, by step."""
+        found = self._database.execute(
+            "select step, value from lines where key=? and name=? order by step", (run.key, name)
+        )
+        return found.fetchall()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+
+def train_all(
+    runs: Sequence[RunPlan],
+    results: Results,
+    corpora: Corpora,
+    base: Config,
+    on_step: Callable[[int], object] = lambda done: None,
+) -> None:
+    """Trains the runs that `results` does not have, program by program; one that fails does not stop the others.
+
+    Args:
+      base: the config that the variants were made from, by whose vocabulary the tokenizers were asked for.
+      on_step: called with how many steps of single runs have been trained.
+    """
+    done = 0
+
+    def count_done(steps: int) -> None:
+        nonlocal done
+        done += steps
+        on_step(done)
+
+    for group in programs([run for run in runs if not results.done(run)]):
+        began, error, lines = time.perf_counter(), "", [[] for _ in group]
+        asked = override(group[0].config, {"tokenizer.vocab_size": base.tokenizer.vocab_size})
+        try:
+            on_each = functools.partial(count_done, len(group))
+            lines = train_together([run.config for run in group], *corpora.of(asked), on_each)
+        except Exception as failure:  # Whatever it is, it is one program's: the others go on.
+            error = f"{type(failure).__name__}: {failure}"
+        seconds = (time.perf_counter() - began) / len(group)
+        for run, own in zip(group, lines, strict=True):
+            results.put(run, own, seconds, error or _anomaly(run.config, own))
+
+
+def _anomaly(config: Config, lines: Sequence[Line]) -> str:
+    """Why a run ended early, or nothing."""
+    if config.train.anomaly != "stop":
+        return ""
+    bad = next((line for line in lines if line.get("train/anomaly")), None)
+    return "" if bad is None else f"Stopped at step {bad['step']}: the loss was {bad['train/loss']:g}."

@@ -1,0 +1,176 @@
+"""Several runs in one compiled program: those that differ in seeds and in numbers that no shape depends on.
+
+The step is that of `train/step.py`, over states stacked on a leading axis, with the numbers that differ as arrays in
+the config. Each run gets the batches of its own seed, and comes to what it would have come to alone.
+
+Shapes: R runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.convert import in_use, leaves
+from configs.schema import SECTIONS, Config, ConfigError
+from model import build
+from model.sharding import parameter_shapes
+from train.data.pipeline import held_out_batches, train_batches
+from train.data.sections import Corpus
+from train.data.tokenizer import Tokenizer
+from train.evaluate import evaluation_of, evaluation_sums
+from train.optimizer import evaluation_params, make_optimizer
+from train.step import initial_state, make_train_step
+
+# Settings in which runs of one program may differ; whether a number is 0 decides what is computed for most of them.
+NUMBERS = (
+    "train.seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
+    "optimizer.decay_fraction", "optimizer.end_fraction", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon",
+    "optimizer.clip_norm", "optimizer.ema_decay", "train.z_loss", "train.label_smoothing", "train.spike_factor",
+    "model.dropout",
+)  # fmt: skip
+NEVER_OFF = ("train.seed", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.end_fraction")
+Line = dict[str, float]
+
+
+def program_of(config: Config) -> tuple[Any, ...]:
+    """What is the same in all runs that can share a program: all but NUMBERS, and which of these are 0."""
+    return tuple(
+        (name, name in NEVER_OFF or in_use(value)) if name in NUMBERS else (name, value)
+        for name, _, value in leaves(config)
+        if name != "name"
+    )
+
+
+def train_together(
+    configs: Sequence[Config],
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[list[Line]]:
+    """Trains a run for each config and returns what each would have written to its metrics.jsonl, timings aside.
+
+    Runs are spread over this process's devices if their number allows. A run that meets an anomaly leaves that update
+    out, as with train.anomaly=skip; with `stop` its lines end there, with `train/anomaly` 1, and it has no evaluation.
+
+    Args:
+      configs: of one program (`program_of`), with the vocabulary's real size.
+      on_step: called after each step that was dispatched.
+
+    Raises:
+      ConfigError: configs of several programs, or runs that start from a checkpoint.
+    """
+    config, R = configs[0], len(configs)
+    if len({program_of(other) for other in configs}) > 1:
+        raise ConfigError("Only runs that differ in seeds and numbers can be trained together.")
+    if config.init_from:
+        raise ConfigError(f"--init_from={config.init_from}: runs that are compared start from random weights.")
+    differing = _differing(configs)
+    spread, alike = _shardings(R)
+    state_of, step_of = _program(config, tokenizer, differing)
+    # Runs of one seed read the same batches; where all do, there is one copy of them.
+    seeds = list(dict.fromkeys(config.train.seed for config in configs))
+    streams = {seed: train_batches(corpus, tokenizer, _seeded(configs, seed)) for seed in seeds}
+    stacked = len(seeds) > 1
+    values = {name: jax.device_put(value_R, spread) for name, value_R in differing.items()}
+    state = jax.jit(jax.vmap(state_of, axis_size=R), out_shardings=spread)(values)
+    step_all = jax.jit(jax.vmap(step_of, (0, 0, 0 if stacked else None)), donate_argnums=1)
+    sums_of = evaluation_sums(build(config), tokenizer.byte_lengths)
+    evaluate = jax.jit(jax.vmap(lambda state, batch: sums_of(evaluation_params(config, state), batch), (0, None)))
+
+    def next_batch() -> dict[str, jax.Array]:
+        batches = {seed: next(stream) for seed, stream in streams.items()}
+        if not stacked:
+            return jax.device_put(batches[seeds[0]], alike)
+        rows = [batches[config.train.seed] for config in configs]
+        return jax.device_put({name: np.stack([row[name] for row in rows]) for name in rows[0]}, spread)
+
+    lines: list[list[Line]] = [[] for _ in configs]
+    stopped = np.zeros(R, bool)
+    pending: tuple[int, Any] | None = None
+
+    def settle() -> None:
+        """Reads the metrics of the step that was dispatched last; the next one is on its way."""
+        nonlocal pending
+        if pending is None:
+            return
+        (step, metrics), pending = pending, None
+        logs = step == 1 or step % config.train.log_every == 0 or step == config.train.steps
+        found = {name: np.asarray(value_R, np.float64) for name, value_R in metrics.items()}
+        for run in np.flatnonzero(~stopped & (logs | (found["train/anomaly"] != 0))):
+            lines[run].append({"step": step, **{name: float(value_R[run]) for name, value_R in found.items()}})
+        if config.train.anomaly == "stop":
+            stopped[:] |= found["train/anomaly"] != 0
+
+    for step in range(1, config.train.steps + 1):
+        state, metrics = step_all(values, state, next_batch())
+        settle()
+        pending = step, metrics
+        on_step()
+        every = config.train.eval_every
+        if step == config.train.steps or (every and step % every == 0):
+            settle()
+            batches = held_out_batches(corpus, tokenizer, config)
+            some = itertools.islice(batches, config.train.eval_batches or None)
+            total_R3 = np.zeros((R, 3))
+            for batch in some:
+                total_R3 += np.asarray(evaluate(state, jax.device_put(batch, alike)), np.float64)
+            for run in np.flatnonzero(~stopped):
+                lines[run].append({"step": step, **evaluation_of(total_R3[run])})
+    return lines
+
+
+def _program(
+    config: Config, tokenizer: Tokenizer, differing: dict[str, np.ndarray]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """values -> state before the first step, and (values, state, batch) -> (state, metrics), of one run."""
+    shapes = parameter_shapes(build(config))
+
+    def parts(values: dict[str, jax.Array]) -> tuple[Any, Any, Config]:
+        own = _with_values(config, values)
+        return build(own), make_optimizer(own, shapes), own
+
+    def state_of(values: dict[str, jax.Array]) -> Any:
+        module, optimizer, own = parts(values)
+        return initial_state(module, optimizer, own)(jax.random.key(own.train.seed), {})
+
+    def step_of(values: dict[str, jax.Array], state: Any, batch: Any) -> Any:
+        return make_train_step(*parts(values), tokenizer.byte_lengths)(state, batch)
+
+    return state_of, step_of
+
+
+def _differing(configs: Sequence[Config]) -> dict[str, np.ndarray]:
+    """The settings that are not the same in all configs, each as [R] float32, seeds as int32."""
+    all_values = [{name: value for name, _, value in leaves(config)} for config in configs]
+    return {
+        name: np.array([values[name] for values in all_values], np.int32 if name == "train.seed" else np.float32)
+        for name in NUMBERS
+        if len({values[name] for values in all_values}) > 1
+    }
+
+
+def _with_values(config: Config, values: dict[str, jax.Array]) -> Config:
+    """The config with numbers that only the compiled program knows, which `configs.convert.override` would refuse."""
+    for section in SECTIONS:
+        own = {name.split(".")[1]: value for name, value in values.items() if name.startswith(f"{section}.")}
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **own)})
+    return config
+
+
+def _seeded(configs: Sequence[Config], seed: int) -> Config:
+    return next(config for config in configs if config.train.seed == seed)
+
+
+def _shardings(runs: int) -> tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]:
+    """How what each run has of its own lies on the devices, and what all share."""
+    devices = jax.local_devices()
+    devices = devices[: math.gcd(runs, len(devices))]
+    mesh = jax.make_mesh((len(devices),), ("runs",), (jax.sharding.AxisType.Auto,), devices=devices)
+    return jax.NamedSharding(mesh, jax.P("runs")), jax.NamedSharding(mesh, jax.P())
