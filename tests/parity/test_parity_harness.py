@@ -20,6 +20,9 @@ except ExchangeError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
+pytestmark = pytest.mark.slow  # Two minutes of computing: SmolLM2 by both, in three ways.
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """For each task, what both get for its questions."""
