@@ -20,7 +20,7 @@ from launch.playground import models, reading
 from launch.playground.models import Models, vocabulary
 from launch.playground.reading import Reader, Text, thumbnails
 from launch.playground.routes import routes
-from model import Source, build
+from model import Source, build, packed
 from model.lens.places import without_heads
 from model.lens.record import record
 from train.checkpoint import CheckpointError
@@ -33,9 +33,10 @@ IDS = (END, *b"def f(x)")
 
 
 def reader_of(name: str = "", **settings: Any) -> Reader:
-    """A random network over bytes; its name is its seed."""
+    """A random network over bytes, in the form in which it is served; its name is its seed."""
     config = override(tiny(logit_scale=0.3, **settings), {"tokenizer.vocab_size": 257})
-    return Reader(config, random_params(build(config), seed=len(name)), BYTES)
+    module = build(config)
+    return Reader(config, packed.pack(module, random_params(module, seed=len(name))), BYTES)
 
 
 @pytest.fixture(scope="module")
