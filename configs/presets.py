@@ -121,9 +121,8 @@ def induction() -> Config:
 def recall() -> Config:
     """Which value stood behind this key, of 8? `uv run -m launch.train --config=recall`.
 
-    Half a minute on two cores; right in all cases from step 200 on. With `--model.network=lstm --model.width=96
-    --run=runs/recall_lstm` it is an LSTM, which has to keep all of them in a state of fixed size;
-    `--data.source=recall:4` has half as many pairs.
+    Half a minute on two cores; right in all cases from step 200 on. `launch.claims --only=reach` sets an LSTM beside
+    it, which has to keep all of them in a state of fixed size.
     """
     base = induction()
     return dataclasses.replace(
