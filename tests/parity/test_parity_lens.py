@@ -95,7 +95,8 @@ def theirs(pair):
     tokens = torch.tensor(TOKENS_BT).long()
     with torch.no_grad():
         raw = {name: value.numpy() for name, value in bridge.run_with_cache(tokens)[1].items()}
-        bridge.enable_compatibility_mode(disable_warnings=True)
+        # By default it counts what heads make of the biases of values among the output's bias.
+        bridge.enable_compatibility_mode(disable_warnings=True, fold_value_biases=False)
         return raw, bridge, bridge.run_with_cache(tokens)[1]
 
 
@@ -111,7 +112,7 @@ def test_lens_and_attribution_are_those_of_transformer_lens(pair, seen, theirs):
     _, bridge, cache = theirs
     with torch.no_grad():
         stack, labels = cache.get_full_resid_decomposition(
-            layer=-1, mlp_input=False, expand_neurons=False, apply_ln=True, return_labels=True
+            layer=-1, mlp_input=False, expand_neurons=False, apply_ln=False, return_labels=True
         )
         ids, others = (torch.tensor(IDS_B2[:, which]).long() for which in (0, 1))
         parts = cache.logit_attrs(stack, ids, others, has_batch_dim=True)[:, :, AT].numpy()
