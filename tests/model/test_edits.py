@@ -132,6 +132,7 @@ def test_a_path_from_a_head_of_the_last_layer_to_the_logits_is_that_head(network
     assert np.abs(paths_LNBV[0, 2] - network.run(TOKENS_BT, edit)["logits"][:, 4]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_places_of_a_translator_are_edited_in_both_its_parts():
     module = build(tiny(network="encoder_decoder"))
     params, source = random_params(module), Source.of(jnp.asarray(random_tokens(2, 5, seed=2)))

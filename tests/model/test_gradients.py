@@ -71,6 +71,7 @@ def test_first_order_estimates_are_exact_where_the_rest_is_linear():
     np.testing.assert_allclose(times_LBTN[1, :, 4], ours[1, :, 4] @ direction_D, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_sum_to_the_difference():
     """A norm is not smooth at zero, so the baseline is another text."""
     module = build(tiny(norm="layer", scale_embeddings=True))

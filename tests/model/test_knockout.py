@@ -58,6 +58,7 @@ def test_each_layer_is_knocked_out_as_in_a_run_of_its_own():
         np.testing.assert_allclose(changes_LB[layer], nll(without_BTV, 7) - nll(plain_BTV, 7), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_heads_that_read_a_source_are_knocked_out_by_name():
     module = build(tiny(network="encoder_decoder"))
     params = random_params(module)

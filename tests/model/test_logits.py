@@ -31,7 +31,10 @@ def test_the_last_layer_of_the_lens_is_the_logits(settings):
     assert np.abs(lens_LBTV[0] - found["logits"]).max() > 0.1
 
 
-@pytest.mark.parametrize("settings", [GEMMA, {"attention": "latent", "num_experts": 4}, {"feed_forward": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [GEMMA, pytest.param({"attention": "latent", "num_experts": 4}, marks=pytest.mark.slow), {"feed_forward": False}],
+)
 def test_what_components_write_sums_to_the_logit(settings):
     module = build(tiny(**settings))
     params = random_params(module)
@@ -62,6 +65,7 @@ def test_what_a_head_writes_is_what_its_output_weights_make_of_what_it_read():
     np.testing.assert_allclose(parts["heads"], expected_LNB, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_heads_of_a_translator_are_told_apart_from_those_that_read_the_source():
     module = build(tiny(network="encoder_decoder", biases=True))
     params = random_params(module)
