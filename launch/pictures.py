@@ -324,7 +324,7 @@ def _check_predicts(restored: Restored, view: str) -> None:
 def _together(text: str, tokens: Sequence[Expected]) -> Expected:
     """Tokens that make up a character, as one."""
     if any(token.logprob is None for token in tokens):
-        return tokens[0]
+        return Expected(text, None, None, ())
     logprob = sum(token.logprob for token in tokens if token.logprob is not None)
     entropy = sum(token.entropy for token in tokens if token.entropy is not None)
     return Expected(text, logprob, entropy, tokens[0].top)

@@ -15,7 +15,8 @@ from tiny import random_params, tiny
 
 from configs.convert import override
 from configs.schema import ConfigError
-from launch.pictures import VIEWS, Asked, repeated, see
+from launch.pictures import VIEWS, Asked, _together, repeated, see
+from launch.views.tokens import Expected
 from model import Source, build
 from model.lens.record import record
 from tests.launch.test_views_pieces import BYTES, END
@@ -74,6 +75,8 @@ def test_each_token_is_colored_by_its_probability_and_a_character_by_that_of_all
     assert found.pieces[2].logprob == pytest.approx(expected_T[1:4].sum(), abs=1e-4)
     entropy_T = -np.sum(np.exp(logprobs_TV) * logprobs_TV, -1)
     assert [token.entropy for token in found.tokens[1:]] == pytest.approx(entropy_T[:-1].tolist(), abs=1e-4)
+    begins = _together("我", [Expected("\\xe6", None, None, ()), found.tokens[3], found.tokens[4]])
+    assert (begins.text, begins.logprob) == ("我", None)  # What is read without a prediction stays without one.
     best = int(logprobs_TV[0].argmax())
     assert found.tokens[1].top[0] == (BYTES.token_text(best), pytest.approx(np.exp(logprobs_TV[0, best]), abs=1e-5))
 
