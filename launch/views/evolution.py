@@ -16,7 +16,7 @@ from launch.views.page import BLUE, CHART_CONFIG, ORANGE, PALETTE, panel
 from launch.views.view import View, rounded
 
 _SHOWN = ("previous", "induction", "duplicate", "sink")
-_LEAST = 0.2
+_ALWAYS, _LEAST = ("previous", "induction"), 0.2
 _WIDTH, _HEIGHT = 620, 130
 
 
@@ -78,8 +78,9 @@ class EvolutionView(View):
         return {"steps": list(self.steps), "loss": rounded(self.losses_C), "scores": scores, "training": training}
 
     def _shown(self) -> list[str]:
-        """Those that some head has at some time."""
-        return [name for name in _SHOWN if np.isfinite(self.scores[name]).all() and self.scores[name].max() >= _LEAST]
+        """Previous and induction, and the others if some head has them at some time."""
+        known = [name for name in _SHOWN if np.isfinite(self.scores[name]).all()]
+        return [name for name in known if name in _ALWAYS or self.scores[name].max() >= _LEAST]
 
     def _curves(self, name: str, x: Any) -> dict[str, Any]:
         import altair as alt
