@@ -168,10 +168,16 @@ class Reader:
         )
 
     def _record(
-        self, text: Text, tokens_1T: jax.Array, kinds: Iterable[str], source: Source | None, cache: Any, *at: jax.Array
+        self,
+        text: Text,
+        tokens_1T: jax.Array,
+        kinds: Iterable[str],
+        source: Source | None,
+        cache: Any,
+        positions_1T: jax.Array | None = None,
     ) -> dict[str, Any]:
         what = [WEIGHTS[kind] for kind in kinds]
-        return record(self._module, self.params, tokens_1T, what, source, self._edits(text), cache, *at)
+        return record(self._module, self.params, tokens_1T, what, source, self._edits(text), cache, positions_1T)
 
     def _padded(self, ids: tuple[int, ...]) -> np.ndarray:
         size = SHORTEST
