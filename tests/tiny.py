@@ -42,3 +42,14 @@ def random_params(module: Any, seed: int = 0) -> Any:
 def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
     """Token ids, int32."""
     return np.random.default_rng(seed).integers(0, VOCABULARY, shape, np.int32)
+
+
+def with_other_last_bits(params: Any, seed: int) -> Any:
+    """Each number goes to one of its two neighbours: what that changes, another processor's rounding may change."""
+    random = np.random.default_rng(seed)
+
+    def change(x: jax.Array) -> np.ndarray:
+        towards = np.where(random.random(x.shape) < 0.5, -np.inf, np.inf).astype(np.float32)
+        return np.nextafter(np.asarray(x), towards)
+
+    return jax.tree.map(change, params)

@@ -112,8 +112,9 @@ class Checkpoints:
             tokenizer=ocp.args.JsonSave(json.loads(self._tokenizer_json)),
         )
         metrics = None if bits_per_byte is None else {BEST: bits_per_byte}
-        self._saving = step
         with self._writing():
+            self._manager.wait_until_finished()  # Whose files `_sum_up` sums is a question of which save is under way.
+            self._saving = step
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def _sum_up(self) -> None:

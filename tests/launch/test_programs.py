@@ -215,6 +215,7 @@ def test_what_is_missing_is_named_with_status_1(name, arguments, words, tmp_path
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_run_with_a_learned_position_table_also_ends_with_its_report(tmp_path, smoke):
     printed = program(
         "train", *smoke, "--model.position=learned", "--train.steps=2", f"--run={tmp_path / 'run'}"

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import random_params, random_tokens, tiny
+from tiny import random_params, random_tokens, tiny, with_other_last_bits
 
 from configs import schema
 from configs.convert import override
@@ -45,17 +45,6 @@ def test_logits_and_messages(network):
     with jax.set_mesh(mesh):
         compiled = apply.lower({"params": there}, rows).compile()
         assert np.all(abs(np.asarray(compiled({"params": there}, rows)) - expected) < allowed_BT1)
-
-
-def with_other_last_bits(params, seed: int):
-    """Each number goes to one of its two neighbours."""
-    random = np.random.default_rng(seed)
-
-    def change(x: jax.Array) -> np.ndarray:
-        towards = np.where(random.random(x.shape) < 0.5, -np.inf, np.inf).astype(np.float32)
-        return np.nextafter(np.asarray(x), towards)
-
-    return jax.tree.map(change, params)
 
 
 def test_between_stages_goes_a_part_and_nothing_else(network):

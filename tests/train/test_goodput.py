@@ -79,7 +79,7 @@ def test_the_kinds_add_up_to_the_wall_time_across_kills(tmp_path):
     assert sum(found.seconds.values()) == pytest.approx(found.total, abs=1e-2)
     # Between our clocks and the ledger's lie the start of one process and the pipe.
     assert found.total == pytest.approx(ended - began, abs=0.01 * (ended - began) + 0.1)
-    assert found.seconds["down"] >= 0.5
+    assert found.seconds["down"] >= 0.48  # The system counts a process's start in hundredths of a second.
     assert found.seconds["lost"] >= 0.4  # The third step of the first process.
     assert found.seconds["restore"] >= 0.4
     assert found.seconds["compile"] >= 0.5

@@ -35,7 +35,7 @@ from train.data.tokenizer import Tokenizer
 from train.loop import TrainingError, train
 from train.run import RunFolderError, held
 
-STEPS, KILLS, SECONDS = 120, 10, 120
+STEPS, KILLS, SECONDS = 120, 6, 120
 TIMES = ("train/tokens_per_second", "train/mfu")
 
 
@@ -172,7 +172,7 @@ def wait_until(condition: Callable[[], Any], child: Any) -> bool:
 
 
 @pytest.mark.end_to_end
-def test_ten_kills_in_the_middle_of_steps_and_saves_change_nothing(children, config, undisturbed, tmp_path):
+def test_six_kills_in_the_middle_of_steps_and_saves_change_nothing(children, config, undisturbed, tmp_path):
     folder, rng = tmp_path / "run", random.Random(time.time_ns())
     saves = 0
 

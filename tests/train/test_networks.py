@@ -32,6 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "delta": {"model.attention": "delta"},
     "lora": {"model.lora_rank": 2},
 }
+ALWAYS = ("decoder", "encoder_decoder", "lstm", "experts")  # The others are slow.
 STEPS = 12
 
 
@@ -57,7 +58,9 @@ def config_of(name, texts):
     return config
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in NETWORKS]
+)
 def test_a_network_learns_stops_and_goes_on(name, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_mesh", lambda mesh: make_mesh(schema.Mesh(), jax.devices()[:1]))
     monkeypatch.setattr(metrics, "matmul_peak", lambda dtype: 1e11)
