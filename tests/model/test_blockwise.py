@@ -103,7 +103,13 @@ def run(name, kernel, mesh, dtype="float32"):
         return both(*arrays)
 
 
-@pytest.mark.parametrize(("kernel", "mesh"), itertools.product(["ring", "gather"], MESHES))
+@pytest.mark.parametrize(
+    ("kernel", "mesh"),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each[1] in ("sequence 1", "sequence 8") else ())
+        for each in itertools.product(["ring", "gather"], MESHES)
+    ],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_output_and_gradients_are_those_of_the_definition_in_float64(name, kernel, mesh, monkeypatch):
     monkeypatch.setattr(ring_module, "BLOCK", 8)
