@@ -11,7 +11,7 @@ import pytest
 
 from tests.launch.test_programs import program
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]  # A translator is trained.
 
 WORDS = {"the": "这", " cat": "猫", " dog": "狗", " sees": "看见", " big": "大", " house": "房子", " red": "红"}
 SETTINGS = {
