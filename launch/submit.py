@@ -28,6 +28,7 @@ from configs.schema import ConfigError
 from launch import clusters, start
 from launch.clusters import job as jobs
 from launch.clusters.job import Job, Request, State
+from train.stop import RESTART
 
 FLAGS = flags.FLAGS
 ACTIONS = ("status", "logs", "cancel", "resume")
@@ -153,7 +154,7 @@ def show(job: Job, identity: str, cluster: ModuleType) -> int:
         return 0
     state = cluster.state(job, identity)
     tell(job, identity, state)
-    return {"done": 0, "saved": 75}.get(state.what, 1)
+    return {"done": 0, "saved": RESTART}.get(state.what, 1)
 
 
 def tell(job: Job, identity: str, state: State) -> None:

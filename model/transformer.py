@@ -230,6 +230,12 @@ class Head(nn.Module):
         return to_scores(self.config, tokens, x_BTD)
 
 
+def head_logits(config: Config, params: Any, x_BTD: jax.Array) -> jax.Array:
+    """Logits [B,T,V] float32 of what a network with these parameters returned with `head=False`."""
+    scores_BTV: Any = Head(config).apply({"params": params}, x_BTD)
+    return softcap(config, scores_BTV)
+
+
 class OutputBias(nn.Module):
     """A number per word that is added to its logit, whichever the output layer is."""
 

@@ -16,12 +16,9 @@ UNSUMMED = ("_CHECKPOINT_METADATA", FILE)  # Orbax writes the time into the firs
 
 
 def write(folder: epath.PathLike) -> None:
-    """Sums up all files of a finished checkpoint. Raises OSError."""
+    """Sums up all files of a checkpoint that does not count as one yet. Raises OSError."""
     root = epath.Path(folder)
-    text = json.dumps({"files": _sums(root, _files(root))}, indent=1)
-    partial = root / f"{FILE}.partial"
-    partial.write_text(text)
-    partial.rename(root / FILE)
+    (root / FILE).write_text(json.dumps({"files": _sums(root, _files(root))}, indent=1))
 
 
 def damage(folder: epath.PathLike) -> str | None:

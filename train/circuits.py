@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import ConfigError
 from model import build
+from model.lens.context import losses_of
 from model.lens.heads import head_scores
 from model.lens.knockout import knock_out_logits
 from model.lens.logits import direct_attribution
@@ -56,9 +56,7 @@ def loss_on_repeats(restored: Restored, tokens_BT: np.ndarray, off: Sequence[Hea
     edits = {HEADS: without_heads(model.num_layers, model.num_heads, off)}
     logits_BTV = edited(build(restored.config), restored.params, jnp.asarray(tokens_BT), edits)
     half = tokens_BT.shape[1] // 2
-    targets_BT = jnp.asarray(tokens_BT[:, half + 1 :])
-    log_probability_BTV = jax.nn.log_softmax(logits_BTV[:, half:-1])
-    return float(-jnp.mean(jnp.take_along_axis(log_probability_BTV, targets_BT[..., None], axis=-1)))
+    return float(jnp.mean(losses_of(logits_BTV[:, half:], jnp.asarray(tokens_BT[:, half:]))))
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,6 @@ def writes() -> bool:
     return jax.process_index() == 0
 
 
-def this() -> int:
-    """The number of this process, from 0."""
-    return jax.process_index()
-
-
 def rows_held(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that the devices of this process hold, in ascending order.
 

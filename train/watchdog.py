@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+
 from train import processes
 from train.stop import RESTART
 
@@ -89,7 +91,7 @@ class Watchdog:
         steps = {process: one["step"] for process, one in processes.published().items()}
         if behind := [str(process) for process, step in steps.items() if step < max(steps.values())]:
             sentence += f"; process {', '.join(behind)} is behind the others"
-        path = self._folder / f"stalled-{processes.this()}.txt"
+        path = self._folder / f"stalled-{jax.process_index()}.txt"
         with (
             contextlib.suppress(OSError),
             path.open("w", encoding="utf-8") as file,

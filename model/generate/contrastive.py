@@ -21,10 +21,9 @@ import numpy as np
 
 from configs.convert import translates
 from configs.schema import ConfigError
-from model import Head
 from model.generate.cache import empty_cache, rows_of
 from model.generate.decode import bucket, padded, room_for
-from model.transformer import softcap
+from model.transformer import head_logits
 
 
 @flax.struct.dataclass
@@ -102,7 +101,7 @@ def _read(
     said_BSD = said_BSD.at[:, :T].set(jnp.where(real_BT[:, :, None], _unit(hidden_BTD), 0.0))
     return _Texts(
         cache=rows_of(variables["cache"], jnp.repeat(jnp.arange(B), candidates)),
-        logits_BV=_logits(module, params, last_B1D)[:, 0],
+        logits_BV=head_logits(module.config, params, last_B1D)[:, 0],
         said_BSD=said_BSD,
         position_B=length_B,
         tokens_BS=jnp.zeros((B, slots), jnp.int32),
@@ -144,7 +143,7 @@ def _search(
         return dataclasses.replace(
             texts,
             cache=rows_of(variables["cache"], jnp.repeat(taken_B, candidates)),
-            logits_BV=_logits(module, params, hidden_R1D[taken_B])[:, 0],
+            logits_BV=head_logits(module.config, params, hidden_R1D[taken_B])[:, 0],
             said_BSD=texts.said_BSD.at[row_B, texts.position_B].set(unit_BKD[row_B, best_B]),
             position_B=texts.position_B + 1,
             tokens_BS=texts.tokens_BS.at[:, texts.length].set(token_B),
@@ -154,11 +153,6 @@ def _search(
 
     texts = jax.lax.while_loop(goes_on, one_token, texts)
     return texts.tokens_BS, texts.length
-
-
-def _logits(module: Any, params: Any, hidden_BTD: jax.Array) -> jax.Array:
-    scores_BTV: Any = Head(module.config).apply({"params": params}, hidden_BTD)
-    return softcap(module.config, scores_BTV)
 
 
 def _unit(hidden_BTD: jax.Array) -> jax.Array:

@@ -20,9 +20,9 @@ import numpy as np
 
 from configs.convert import check_length, fills_in, override, translates
 from configs.schema import ConfigError
-from model import Head, build
+from model import build
 from model.generate.cache import empty_cache, rows_of
-from model.transformer import softcap
+from model.transformer import head_logits
 
 Tokens = tuple[int, ...]
 LEAST_SHARED = 32  # Tokens; a shorter beginning is read again with each text, which costs less than to copy it.
@@ -198,11 +198,6 @@ def _hidden(
     return variables["cache"], hidden_BTD
 
 
-def _logits(module: Any, params: Any, hidden_BTD: jax.Array) -> jax.Array:
-    scores_BTV: Any = Head(module.config).apply({"params": params}, hidden_BTD)
-    return softcap(module.config, scores_BTV)
-
-
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(
     module: Any, params: Any, cache: Any, tokens_BT: jax.Array, lengths_B: jax.Array, start: jax.Array
@@ -211,7 +206,7 @@ def _read(
     starts_B = jnp.broadcast_to(start, lengths_B.shape)
     cache, hidden_BTD = _hidden(module, params, cache, tokens_BT, lengths_B, starts_B)
     last_B1D = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
-    return cache, _logits(module, params, last_B1D)[:, 0]
+    return cache, head_logits(module.config, params, last_B1D)[:, 0]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -235,7 +230,7 @@ def _follow(
     places = inputs[1].shape[1]
     parts = -(-places // PLACES)
     if parts == 1:
-        rest, likeliest = _judged(_logits(module, params, inputs[0]), inputs[1])
+        rest, likeliest = _judged(head_logits(module.config, params, inputs[0]), inputs[1])
     else:
 
         def split(x_Rn: jax.Array) -> jax.Array:
@@ -243,7 +238,7 @@ def _follow(
             return jnp.moveaxis(x_Rn.reshape(x_Rn.shape[0], parts, PLACES, *x_Rn.shape[2:]), 1, 0)
 
         def judge(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            return _judged(_logits(module, params, part[0]), part[1])
+            return _judged(head_logits(module.config, params, part[0]), part[1])
 
         judged = jax.lax.map(judge, (split(inputs[0]), split(inputs[1])))
         rest, likeliest = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :places] for x in judged)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import Head, Source
+from model import Source
 from model.generate.cache import PIECE, block_of, row_of, spread, with_block, with_row
 from model.generate.decode import Rows, bucket, shared_by_rows
-from model.transformer import softcap
+from model.transformer import head_logits
 
 
 def source_bucket(length: int) -> int:
@@ -68,8 +68,7 @@ def piece_logits(module: Any, every: bool, params: Any, hidden_BCD: jax.Array, l
     """
     if not every:
         hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BCD, length - 1, 1, axis=1)
-    scores_BCV: Any = Head(module.config).apply({"params": params}, hidden_BCD)
-    return softcap(module.config, scores_BCV)[0]
+    return head_logits(module.config, params, hidden_BCD)[0]
 
 
 @partial(jax.jit, donate_argnums=0)

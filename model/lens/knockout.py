@@ -31,7 +31,7 @@ from model.lens.places import (
 )
 from model.lens.rest import Rest, encoded
 from model.source import Source
-from model.transformer import Head, softcap
+from model.transformer import head_logits
 
 TOKENS = 512  # That are computed at once, by default: some hundred MB of logits, with a large vocabulary.
 
@@ -147,8 +147,7 @@ def _changes(
     before_LBTD = found[INTERMEDIATES]["layers"]["residual/before"]
 
     def measure(x_BTD: jax.Array) -> jax.Array:
-        scores_BTV: Any = Head(config).apply({"params": params}, x_BTD if at is None else x_BTD[:, at, None])
-        logits_BTV = softcap(config, scores_BTV)
+        logits_BTV = head_logits(config, params, x_BTD if at is None else x_BTD[:, at, None])
         return logits_BTV[:, 0] if at is not None else _loss(logits_BTV, tokens_BT, counted_BT)
 
     def of_layer(layer: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from model import Head, Source
 from model.layers import Norm
 from model.lens.places import Part, places_of
 from model.lens.record import record
-from model.transformer import softcap
+from model.transformer import head_logits
 
 PLACES = {
     "embedding": "layers/residual/before",
@@ -43,8 +43,7 @@ def logit_lens(module: Any, params: Any, residual_LBTD: jax.Array) -> jax.Array:
     def read(x_BTD: jax.Array) -> jax.Array:
         if has_final_norm(config) and not is_recurrent(config):
             x_BTD = Norm(config, config.model.norm).apply({"params": params["final_norm"]}, x_BTD)  # type: ignore[assignment]
-        scores_BTV: Any = Head(config).apply({"params": params}, x_BTD)
-        return softcap(config, scores_BTV)
+        return head_logits(config, params, x_BTD)
 
     return jax.lax.map(read, residual_LBTD)
 

@@ -21,7 +21,7 @@ from model.lens.places import HEADS, RESIDUAL, Edit, collection, nested
 from model.lens.record import record
 from model.lens.rest import Rest, encoded
 from model.source import Source
-from model.transformer import Head, softcap
+from model.transformer import head_logits
 
 AT_ONCE = 512  # Tokens that are computed at once, about: bounds the memory.
 
@@ -92,8 +92,7 @@ def _patch_rest(module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, a
             x_BTD: Any = Rest(config).apply(
                 {"params": params}, before_LBTD[layer], layer, edits, jnp.ones_like(tokens_BT), *memory
             )
-            scores_B1V: Any = Head(config).apply({"params": params}, x_BTD[:, at, None])
-            return softcap(config, scores_B1V)[:, 0]
+            return head_logits(config, params, x_BTD[:, at, None])[:, 0]
 
         return _each_token(patched, tokens_BT)
 
