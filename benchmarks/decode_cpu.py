@@ -1,8 +1,9 @@
-"""Writing text on this machine's CPU: time per token beside `transformers`, in turns, and the bound.
+"""Writing text on this machine's CPU: time per token beside `transformers` and llama.cpp, in turns, and the bound.
 
   uv run --extra parity python -m benchmarks.decode_cpu                    every batch and dtype
   uv run --extra parity python -m benchmarks.decode_cpu --batches=1 --dtypes=float32 --rounds=3 --json
   uv run python -m benchmarks.decode_cpu --sides=seq2see,int8
+  uv run python -m benchmarks.decode_cpu --sides=seq2see,llama.cpp     after `uv pip install xllamacpp`
 
 Random weights in the shape of SmolLM2-135M; each side is a process of its own, which continues `batch` prompts
 greedily. In a turn it does so twice, by few tokens and by many: how much longer the many take is the time of their
@@ -38,6 +39,7 @@ SIDES = {
     "seq2see": "our generate",
     "int8": "the same with --weights=int8",
     "transformers": "Hugging Face transformers' generate, PyTorch eager",
+    "llama.cpp": "llama.cpp's server within a process, by xllamacpp",
 }
 
 FLAGS = flags.FLAGS
@@ -47,6 +49,7 @@ flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "What weights are kept in, 
 flags.DEFINE_list("sides", ["seq2see", "transformers"], f"Who writes, of {', '.join(SIDES)}.")
 flags.DEFINE_integer("rounds", 5, "How often each side has its turn.", lower_bound=1)
 flags.DEFINE_string("torch_python", sys.executable, "The Python that has PyTorch and transformers.")
+flags.DEFINE_string("llama_python", sys.executable, "The Python that has xllamacpp.")
 flags.DEFINE_multi_string("set", [], "A setting of our side, NAME=VALUE in JSON, such as model.layers='\"unroll\"'.")
 flags.DEFINE_boolean("json", False, "Print one JSON object.")
 
@@ -55,6 +58,8 @@ def start(name: str, settings: dict[str, Any]) -> Side:
     """A process that writes when asked to."""
     if name == "transformers":
         return Side(FLAGS.torch_python, "benchmarks.decode_cpu_transformers", settings)
+    if name == "llama.cpp":
+        return Side(FLAGS.llama_python, "benchmarks.decode_cpu_llama_cpp", settings)
     changed = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in FLAGS.set)}
     weights = "int8" if name == "int8" else ""
     return Side(sys.executable, "benchmarks.decode_cpu_seq2see", {**settings, "set": changed, "weights": weights})
