@@ -24,6 +24,7 @@ from launch.playground.models import Models, described, vocabulary
 from launch.playground.reading import Reader, Text, thumbnails
 from launch.server import errors
 from launch.server.errors import ApiError
+from launch.server.reading import parsed
 from train.checkpoint import CheckpointError
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -152,16 +153,8 @@ def _model(request: Request) -> str:
     return request.query_params.get("model", "")
 
 
-def _body(kind: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[Any]]:
-    async def parse(request: Request) -> Any:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MOST_BYTES:
-                raise ConfigError(f"The body has more than {MOST_BYTES} bytes.")
-        return kind.model_validate_json(bytes(body))
-
-    return parse
+def _body(form: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[Any]]:
+    return lambda request: parsed(request, form, MOST_BYTES)
 
 
 def _answer(parse: Callable[[Request], Any], handle: Callable[[Any], Response]) -> Callable[[Request], Awaitable[Any]]:
@@ -171,8 +164,8 @@ def _answer(parse: Callable[[Request], Any], handle: Callable[[Any], Response]) 
         try:
             asked = parse(request)
             response = await run_in_threadpool(handle, await asked if isinstance(asked, Awaitable) else asked)
-        except pydantic.ValidationError as error:
-            response = errors.malformed(error).response()
+        except ApiError as error:
+            response = error.response()
         except ConfigError as error:
             response = errors.refusal(error).response()
         except CheckpointError as error:

@@ -16,9 +16,9 @@ BODY_SECONDS = 30  # That a client may take to send its request.
 Form = TypeVar("Form", bound=pydantic.BaseModel)
 
 
-async def parsed(request: Request, form: type[Form]) -> Form:
-    """The body as an object; raises ApiError."""
-    body = await _read(request, request.app.state.serving.limits.max_body)
+async def parsed(request: Request, form: type[Form], max_body: int) -> Form:
+    """The body, of at most `max_body` bytes, as an object; raises ApiError."""
+    body = await _read(request, max_body)
     try:
         return form.model_validate_json(body)
     except pydantic.ValidationError as error:

@@ -40,7 +40,7 @@ async def chat_completions(request: Request) -> Response:
 
 async def _answer(request: Request, form: Form) -> Response:
     serving: Serving = request.app.state.serving
-    asked = await parsed(request, form.asks)
+    asked = await parsed(request, form.asks, serving.limits.max_body)
     try:
         # In a thread: the tokens of a long prompt take a while, and others are waiting.
         job = await asyncio.to_thread(form.job, serving, asked)

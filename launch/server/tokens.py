@@ -24,7 +24,7 @@ async def tokenize(request: Request) -> Response:
     There the names of special tokens stand for them: such clients ask for the number of a token by its name.
     """
     serving: Serving = request.app.state.serving
-    asked = await parsed(request, TokenizeRequest)
+    asked = await parsed(request, TokenizeRequest, serving.limits.max_body)
     serving.check_name(asked.model)
     tokenizer = serving.tokenizer
     encode = tokenizer.encode_named if asked.add_special_tokens is False else tokenizer.prompt
@@ -35,7 +35,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of some tokens."""
     serving: Serving = request.app.state.serving
-    asked = await parsed(request, DetokenizeRequest)
+    asked = await parsed(request, DetokenizeRequest, serving.limits.max_body)
     serving.check_name(asked.model)
     known = serving.config.tokenizer.vocab_size
     if max(asked.tokens, default=0) >= known:

@@ -219,20 +219,20 @@ def test_the_page_may_ask_nobody_else(client):
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "param"),
+    ("name", "body", "status", "param"),
     [
-        ("read", b"{", None),
-        ("read", b'{"model": "a", "ids": ["x"]}', "ids.0"),
-        ("read", b'{"model": "a", "ids": [1], "oof": []}', "oof"),
-        ("read", b'{"model": "a", "ids": [1], "off": [["all", 0, 0]]}', "off.0.0"),
-        ("read", b'{"model": "/etc", "ids": [1]}', None),
-        ("head", b'{"model": "a", "ids": [1], "layer": 9, "head": 0}', None),
-        ("encode", b'{"model": "a", "text": "' + b"x" * 2**20 + b'"}', None),
+        ("read", b"{", 400, None),
+        ("read", b'{"model": "a", "ids": ["x"]}', 400, "ids.0"),
+        ("read", b'{"model": "a", "ids": [1], "oof": []}', 400, "oof"),
+        ("read", b'{"model": "a", "ids": [1], "off": [["all", 0, 0]]}', 400, "off.0.0"),
+        ("read", b'{"model": "/etc", "ids": [1]}', 400, None),
+        ("head", b'{"model": "a", "ids": [1], "layer": 9, "head": 0}', 400, None),
+        ("encode", b'{"model": "a", "text": "' + b"x" * 2**20 + b'"}', 413, None),
     ],
 )
-def test_malformed_questions_are_answered_with_the_field(client, name, body, param):
-    response = client.post(f"/playground/api/{name}", content=body)
-    assert response.status_code == 400
+def test_malformed_questions_are_answered_with_the_field(client, name, body, status, param):
+    response = client.post(f"/playground/api/{name}", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status
     assert response.json()["error"]["message"]
     assert response.json()["error"]["param"] == param
 
