@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of what small tests do: leave out the optimizations.
@@ -18,3 +22,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_collection_modifyitems(items: list) -> None:
     """Long ones first, so that no process is left with one of them when the others have ended."""
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Let go of compiled programs before they are too many.
+
+    Linux allows a process 65,530 mappings; each compiled program takes several, and where none is left, XLA ends
+    with a segmentation fault.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
