@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from configs.convert import leaves
 from configs.schema import Config, ConfigError
 
 Variant = dict[str, Any]  # Setting, by flag name, -> its value.
+_RANGE = ".."
+
+
+@dataclass(frozen=True)
+class Range:
+    """All values of a setting from `low` to `high`, both included, for a search to choose from."""
+
+    setting: str
+    low: float  # Whole, as is `high`, for a setting that is a whole number.
+    high: float
+    log: bool  # Whether ratios count rather than differences.
+
 
 # The first variant of each is what the others are compared with.
 ABLATIONS: dict[str, tuple[str, list[Variant]]] = {
@@ -74,13 +88,43 @@ def varied(text: str) -> list[Variant]:
     Raises:
       ConfigError: it is not of this form, or a value is not of the setting's type.
     """
+    name, kind, rest = _setting_of(text)
+    if _is_range(kind, rest):
+        raise ConfigError(f"--vary={text} is a range, from which --search chooses: a grid needs a list of values.")
+    return [{name: _value(name, value, kind)} for value in rest.split(",")]
+
+
+def searched(text: str) -> list[Variant] | Range:
+    """`optimizer.learning_rate=1e-4..1e-1:log` as a range to choose from; a list of values as `varied` reads it.
+
+    Raises:
+      ConfigError: it is not of this form, or no range of numbers.
+    """
+    name, kind, rest = _setting_of(text)
+    if not _is_range(kind, rest):
+        return varied(text)
+    ends, colon, scale = rest.partition(":")
+    if colon and scale != "log":
+        raise ConfigError(f"--vary={text}: a range is NUMBER..NUMBER, or NUMBER..NUMBER:log for even ratios.")
+    low, high = (_value(name, end, kind) for end in ends.split(_RANGE, 1))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (scale and low <= 0):
+        raise ConfigError(f"--vary={text}: a range goes from a number to a larger one, with :log from above 0.")
+    return Range(name, low, high, bool(scale))
+
+
+def _is_range(kind: type, text: str) -> bool:
+    return kind in (int, float) and _RANGE in text
+
+
+def _setting_of(text: str) -> tuple[str, type, str]:
+    """What is varied, its type, and the text behind the equals sign."""
     name, equals, rest = text.partition("=")
     kinds = {leaf: type(value) for leaf, _, value in leaves(Config())}
     if not equals or not rest or name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
         hint = f" Did you mean {near[0]}?" if near and name not in kinds else ""
         raise ConfigError(f"--vary={text}: it must be SETTING=VALUE,VALUE,... with a setting of launch.train.{hint}")
-    return [{name: _value(name, value, kinds[name])} for value in rest.split(",")]
+    return name, kinds[name], rest
 
 
 def _value(name: str, text: str, kind: type) -> Any:

@@ -3,6 +3,7 @@
 uv run -m launch.ablate --config=quickstart --vary=model.attention=mha,mqa --vary=model.position=rope,alibi --seeds=5
 uv run -m launch.ablate --config=smoke --vary=optimizer.learning_rate=1e-3,3e-3,1e-2 --seeds=4 --run=runs/rates
 uv run -m launch.ablate --config=quickstart --ablation=heads --match=params --dry_run
+uv run -m launch.ablate --config=smoke --search=tpe --trials=40 --vary=optimizer.learning_rate=1e-4..1e-1:log
 
 Every setting of launch.train may vary. The same command goes on with what is missing; what is in the run folder's
 results.sqlite is not trained again. Runs that differ in seeds and numbers alone are trained together, in one program.
@@ -15,8 +16,8 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
 
@@ -27,10 +28,13 @@ from launch.progress import progress
 
 if TYPE_CHECKING:
     from configs.ablations import Variant
-    from train.ablation import Results, RunPlan
+    from configs.schema import Config
+    from train.ablation import Corpora, Results, RunPlan
     from train.comparison import Comparison, Estimate
+    from train.search import Searched
 
 FLAGS = flags.FLAGS
+T = TypeVar("T")
 SHARE = 0.25  # Of the speed of matmuls that small networks train at, for the expected time.
 
 
@@ -38,7 +42,7 @@ def define(argv: Sequence[str]) -> None:
     """The flags of this program, and every setting of a run."""
     flags.DEFINE_multi_string(
         "vary", [], "SETTING=VALUE,VALUE,...; given several times, each value with each of the others. The first of "
-        "all is the baseline.",
+        "all is the baseline. With --search also SETTING=LOW..HIGH, or LOW..HIGH:log to choose by ratios.",
     )  # fmt: skip
     flags.DEFINE_multi_string("ablation", [], "A named ablation of configs/ablations.py; combined as --vary is.")
     flags.DEFINE_boolean("zip", False, "Take the first values of all --vary together, then the second ones, ...")
@@ -52,6 +56,17 @@ def define(argv: Sequence[str]) -> None:
     flags.DEFINE_string(
         "metric", "eval/bits_per_byte", "What is compared, by its name in metrics.jsonl; lower is better."
     )
+    flags.DEFINE_enum(
+        "search",
+        "none",
+        ["none", "tpe", "random"],
+        "Instead of all that --vary allows, try --trials choices from it: tpe prefers what is like the best so far "
+        "(by the package optuna). The first trial is the baseline: the settings as they are.",
+    )
+    flags.DEFINE_integer("trials", 40, "With --search: choices to try, each with --seeds seeds.")
+    flags.DEFINE_boolean(
+        "prune", True, "With --search: end a trial at an evaluation where half of the earlier ones were better."
+    )
     flags.DEFINE_boolean("dry_run", False, "Only print what would be run.")
     flags.DEFINE_string("run", "runs/ablation", "The folder of results.sqlite, report.html and the tables.")
     flags.DEFINE_boolean("json", False, "One JSON object per variant on stdout instead of a table.")
@@ -60,7 +75,8 @@ def define(argv: Sequence[str]) -> None:
 
 def run() -> int | None:
     """Print the plan, train what is missing, compare; status 1 where a run failed."""
-    variants, base = variants_asked(), config_flags.resolve()
+    searching = FLAGS.search != "none"
+    variants, base = [] if searching else variants_asked(), config_flags.resolve()
     if FLAGS.seeds < 1:
         raise ConfigError(f"--seeds={FLAGS.seeds}: it must be at least 1.")
     if FLAGS.print_config:
@@ -71,6 +87,8 @@ def run() -> int | None:
 
     corpora = Corpora()
     seeds = range(base.train.seed, base.train.seed + FLAGS.seeds)
+    if searching:
+        return search_settings(base, seeds, corpora)
     runs = plan(base, variants, seeds, "" if FLAGS.match == "none" else FLAGS.match, corpora)
     folder = pathlib.Path(FLAGS.run)
     results = Results(folder / "results.sqlite")
@@ -88,12 +106,60 @@ def run() -> int | None:
 
 def variants_asked() -> list[Variant]:
     """The variants of --ablation and --vary. Raises ConfigError for what cannot be, or if there are none."""
-    from configs.ablations import ablation, grid, side_by_side, varied
+    from configs.ablations import grid, side_by_side, varied
 
-    axes = [ablation(name) for name in FLAGS.ablation] + [varied(text) for text in FLAGS.vary]
+    axes = axes_asked(varied)
+    return side_by_side(*axes) if FLAGS.zip else grid(*axes)
+
+
+def axes_asked(read: Callable[[str], T]) -> list[list[Variant] | T]:
+    """What --ablation and --vary allow, the latter as `read` reads it. Raises ConfigError if there is nothing."""
+    from configs.ablations import ablation
+
+    axes = [*(ablation(name) for name in FLAGS.ablation), *map(read, FLAGS.vary)]
     if not axes:
         raise ConfigError("--vary is missing: name a setting and its values, or an --ablation.")
-    return side_by_side(*axes) if FLAGS.zip else grid(*axes)
+    return axes
+
+
+def search_settings(base: Config, seeds: Sequence[int], corpora: Corpora) -> int | None:
+    """--search: try choices, then tell the baseline and the others from the best on; status 1 where a run failed."""
+    from configs.ablations import searched
+    from train.ablation import Results
+    from train.search import search
+
+    axes = axes_asked(searched)
+    for name, given in {"match": FLAGS.match != "none", "zip": FLAGS.zip, "dry_run": FLAGS.dry_run}.items():
+        if given:
+            raise ConfigError(
+                f"--{name}={FLAGS[name].value} is for a list of runs, and --search={FLAGS.search} makes it up on the "
+                f"way: leave it out."
+            )
+    if FLAGS.trials < 1:
+        raise ConfigError(f"--trials={FLAGS.trials}: it must be at least 1.")
+    folder = pathlib.Path(FLAGS.run)
+    results = Results(folder / "results.sqlite")
+    try:
+        total = FLAGS.trials * base.train.steps
+        with progress() as on_done:
+            found = search(
+                base, axes, FLAGS.search, FLAGS.trials, FLAGS.prune, seeds, FLAGS.metric, results, corpora,
+                lambda done: on_done("steps", done, total),
+            )  # fmt: skip
+        return tell_search(found, results, folder)
+    finally:
+        results.close()
+
+
+def tell_search(found: Sequence[Searched], results: Results, folder: pathlib.Path) -> int:
+    """The trials from the best on, beside the baseline, and why others have no value; see `tell`."""
+    first, *others = found
+    valued = sorted((one for one in others if one.value is not None), key=lambda one: one.value or 0.0)
+    ended = [one.why for one in found if one.value is None]
+    for why in ended:
+        print(why, file=sys.stderr)
+    status = tell([run for one in (first, *valued) for run in one.runs], results, folder, ended)
+    return 1 if status or any(one.failed for one in found) else 0
 
 
 def tell_plan(runs: Sequence[RunPlan], results: Results) -> None:
@@ -123,8 +189,12 @@ def tell_plan(runs: Sequence[RunPlan], results: Results) -> None:
         )
 
 
-def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path) -> int:
-    """The comparison as a table, and as files in the folder; 1 if a run failed, else 0."""
+def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path, ended: Sequence[str] = ()) -> int:
+    """The comparison as a table, and as files in the folder; 1 if a run failed, else 0.
+
+    Args:
+      ended: what is to be said of trials of a search that were ended early.
+    """
     from launch.views import ablation as views
     from train.comparison import compare
 
@@ -140,7 +210,7 @@ def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path) -> int
         return 1
     found = compare(values)
     command = shlex.join(["uv", "run", "-m", "launch.ablate", *sys.argv[1:]])
-    page = views.ablation_page(folder.name, FLAGS.metric, found, curves(runs, results), failures, command)
+    page = views.ablation_page(folder.name, FLAGS.metric, found, curves(runs, results), failures, command, ended)
     for name, text in {
         "report.html": page, "results.csv": views.as_csv(found), "results.md": views.as_markdown(found),
         "results.tex": views.as_latex(found),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,8 @@ def programs(runs: Sequence[RunPlan]) -> list[list[RunPlan]]:
 class Results:
     """What all runs came to, in one SQLite file; each run is there once, whichever ablations it belongs to.
 
-    Tables: `runs` (key, variant, seed, config as JSON, status done or failed, error, seconds) and `lines` (key, step,
-    name, value): what a run folder has in metrics.jsonl.
+    Tables: `runs` (key, variant, seed, config as JSON, status done, failed or pruned, error, seconds) and `lines` (key,
+    step, name, value): what a run folder has in metrics.jsonl.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,19 +158,21 @@ class Results:
         )
 
     def done(self, run: RunPlan) -> bool:
-        """Whether the run has been trained; one that failed is tried again."""
-        return (
-            self._database.execute("select 1 from runs where key=? and status='done'", (run.key,)).fetchone()
-            is not None
-        )
+        """Whether the run has been trained to its end; one that failed is tried again."""
+        return self.status(run) == "done"
+
+    def status(self, run: RunPlan) -> str:
+        """What has become of the run: done, failed, pruned (a search saw no use in going on), or nothing yet."""
+        found = self._database.execute("select status from runs where key=?", (run.key,)).fetchone()
+        return found[0] if found else ""
 
     def error(self, run: RunPlan) -> str:
         """Why the run failed, or nothing."""
         found = self._database.execute("select error from runs where key=?", (run.key,)).fetchone()
         return found[0] if found else ""
 
-    def put(self, run: RunPlan, lines: Sequence[Line], seconds: float, error: str = "") -> None:
-        """Keeps what a run came to, all of it or nothing."""
+    def put(self, run: RunPlan, lines: Sequence[Line], seconds: float, error: str = "", status: str = "") -> None:
+        """Keeps what a run came to, all of it or nothing; without a `status` it is done, or failed with an error."""
         with self._database:
             self._database.execute("delete from lines where key=?", (run.key,))
             self._database.execute(
@@ -180,7 +182,7 @@ class Results:
                     run.variant,
                     run.seed,
                     json.dumps(to_dict(run.config)),
-                    "failed" if error else "done",
+                    status or ("failed" if error else "done"),
                     error,
                     seconds,
                 ),
@@ -224,19 +226,39 @@ def train_all(
         on_step(done)
 
     for group in programs([run for run in runs if not results.done(run)]):
-        began, error, lines = time.perf_counter(), "", [[] for _ in group]
-        asked = override(group[0].config, {"tokenizer.vocab_size": base.tokenizer.vocab_size})
-        try:
-            on_each = functools.partial(count_done, len(group))
-            lines = train_together([run.config for run in group], *corpora.of(asked), on_each)
-        except Exception as failure:  # Whatever it is, it is one program's: the others go on.
-            error = f"{type(failure).__name__}: {failure}"
-        seconds = (time.perf_counter() - began) / len(group)
-        for run, own in zip(group, lines, strict=True):
-            results.put(run, own, seconds, error or _anomaly(run.config, own))
+        train_group(group, results, corpora, base, functools.partial(count_done, len(group)))
 
 
-def _anomaly(config: Config, lines: Sequence[Line]) -> str:
+def train_group(
+    group: Sequence[RunPlan],
+    results: Results,
+    corpora: Corpora,
+    base: Config,
+    on_step: Callable[[], object],
+    prune: Callable[[list[list[Line]]], bool] = lambda lines: False,
+    free: Collection[str] = (),
+) -> None:
+    """Trains the runs of one program and keeps what they came to, an error among it; see `train_all`.
+
+    Args:
+      prune: called after each evaluation with the lines so far; where it is true, all runs end, and those that have not
+        come to their last step are kept as pruned.
+      free: see `train_together`.
+    """
+    began, error, lines = time.perf_counter(), "", [[] for _ in group]
+    asked = override(group[0].config, {"tokenizer.vocab_size": base.tokenizer.vocab_size})
+    try:
+        lines = train_together([run.config for run in group], *corpora.of(asked), on_step, prune, free)
+    except Exception as failure:  # Whatever it is, it is one program's: the others go on.
+        error = f"{type(failure).__name__}: {failure}"
+    seconds = (time.perf_counter() - began) / len(group)
+    for run, own in zip(group, lines, strict=True):
+        told = error or anomaly(run.config, own)
+        short = not told and own[-1]["step"] < run.config.train.steps
+        results.put(run, own, seconds, told, "pruned" if short else "")
+
+
+def anomaly(config: Config, lines: Sequence[Line]) -> str:
     """Why a run ended early, or nothing."""
     if config.train.anomaly != "stop":
         return ""

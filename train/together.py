@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,8 @@ def train_together(
     corpus: Corpus,
     tokenizer: Tokenizer,
     on_step: Callable[[], object] = lambda: None,
+    on_evaluation: Callable[[list[list[Line]]], bool] = lambda lines: False,
+    free: Collection[str] = (),
 ) -> list[list[Line]]:
     """Trains a run for each config and returns what each would have written to its metrics.jsonl, timings aside.
 
@@ -62,6 +64,9 @@ def train_together(
     Args:
       configs: of one program (`program_of`), with the vocabulary's real size.
       on_step: called after each step that was dispatched.
+      on_evaluation: called after each evaluation with the lines so far; training ends there if it says so.
+      free: NUMBERS that the compiled program is to leave open even if all configs agree on them, so that it serves
+        the next ones too.
 
     Raises:
       ConfigError: configs of several programs, or runs that start from a checkpoint.
@@ -71,7 +76,7 @@ def train_together(
         raise ConfigError("Only runs that differ in seeds and numbers can be trained together.")
     if config.init_from:
         raise ConfigError(f"--init_from={config.init_from}: runs that are compared start from random weights.")
-    differing = _differing(configs)
+    differing = _differing(configs, free)
     spread, alike = _shardings(R)
     state_of, step_of = _program(config, tokenizer, differing)
     # Runs of one seed read the same batches; where all do, there is one copy of them.
@@ -123,6 +128,8 @@ def train_together(
                 total_R3 += np.asarray(evaluate(state, jax.device_put(batch, alike)), np.float64)
             for run in np.flatnonzero(~stopped):
                 lines[run].append({"step": step, **evaluation_of(total_R3[run])})
+            if on_evaluation(lines) or stopped.all():
+                break
     return lines
 
 
@@ -146,13 +153,14 @@ def _program(
     return state_of, step_of
 
 
-def _differing(configs: Sequence[Config]) -> dict[str, np.ndarray]:
-    """The settings that are not the same in all configs, each as [R] float32, seeds as int32."""
+def _differing(configs: Sequence[Config], free: Collection[str]) -> dict[str, np.ndarray]:
+    """The settings that are not the same in all configs or are free, each as [R] float32, seeds as int32."""
     all_values = [{name: value for name, _, value in leaves(config)} for config in configs]
     return {
         name: np.array([values[name] for values in all_values], np.int32 if name == "train.seed" else np.float32)
         for name in NUMBERS
         if len({values[name] for values in all_values}) > 1
+        or (name in free and (name in NEVER_OFF or in_use(all_values[0][name])))
     }
 
 

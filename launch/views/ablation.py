@@ -91,9 +91,15 @@ def _latex(text: str) -> str:
 
 
 def ablation_page(
-    title: str, metric: str, found: Sequence[Comparison], curves: Curves, failures: Mapping[str, str], command: str
+    title: str,
+    metric: str,
+    found: Sequence[Comparison],
+    curves: Curves,
+    failures: Mapping[str, str],
+    command: str,
+    ended: Sequence[str] = (),
 ) -> str:
-    """A self-contained HTML page: what differs by how much, how it was learnt, and what failed."""
+    """A self-contained HTML page: what differs by how much, how it was learnt, what failed, what was ended early."""
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows_of(found))
     failed = "".join(f"<p>{escape(run)}: <code>{escape(error)}</code></p>" for run, error in failures.items())
@@ -106,6 +112,7 @@ def ablation_page(
 {embed("curves", curves_chart(curves, metric))}
 <p class="quiet">Lines are means over seeds, bands their 95% intervals.</p>
 {f"<h2>Failed</h2>{failed}" if failed else ""}
+{f"<h2>Ended early</h2>{''.join(f'<p>{escape(why)}</p>' for why in ended)}" if ended else ""}
 <p class="quiet">Made by <code>{escape(command)}</code></p>"""
     style = "table.results td, table.results th { text-align: left; padding: 3px 18px 3px 0; }"
     return page(title, body, style)

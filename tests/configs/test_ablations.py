@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.ablations import ABLATIONS, ablation, grid, label, side_by_side, varied
+from configs.ablations import ABLATIONS, Range, ablation, grid, label, searched, side_by_side, varied
 from configs.convert import check, override
 from configs.presets import preset
 from configs.schema import ConfigError
@@ -29,6 +29,13 @@ def test_values_have_their_settings_types():
     assert varied("model.num_layers=2") == [{"model.num_layers": 2}]
 
 
+def test_a_search_chooses_from_ranges_and_lists():
+    assert searched("optimizer.learning_rate=1e-4..1:log") == Range("optimizer.learning_rate", 1e-4, 1.0, True)
+    assert searched("model.num_layers=1..4") == Range("model.num_layers", 1, 4, False)
+    assert searched("model.position=rope,none") == varied("model.position=rope,none")
+    assert searched("data.source=text:../a,text:../b") == varied("data.source=text:../a,text:../b")
+
+
 def test_axes_are_crossed_or_zipped():
     a, b = varied("model.num_layers=1,2"), varied("model.position=rope,none")
     crossed = grid(a, b)
@@ -45,6 +52,11 @@ def test_axes_are_crossed_or_zipped():
         (lambda: varied("model.num_layers=two"), "'two' is not int"),
         (lambda: varied("model.gated=maybe"), "'maybe' is not bool"),
         (lambda: varied("model.num_layers"), "--vary=model.num_layers"),
+        (lambda: varied("model.num_layers=1..2"), "--search"),
+        (lambda: searched("model.num_layers=2..1"), "to a larger one"),
+        (lambda: searched("optimizer.learning_rate=0..1:log"), "above 0"),
+        (lambda: searched("optimizer.learning_rate=1e-3..1:ratio"), "NUMBER..NUMBER:log"),
+        (lambda: searched("optimizer.learning_rate=1e-3..much"), "'much' is not float"),
         (lambda: ablation("head"), "Did you mean heads"),
         (lambda: side_by_side(varied("model.num_layers=1,2"), varied("model.width=8")), "model.width has 1"),
     ],

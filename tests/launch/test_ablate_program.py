@@ -86,6 +86,18 @@ def test_a_plan_is_trained_once_and_compared(ablated, folder):
         assert database.execute("select * from runs").fetchall() == before
 
 
+@pytest.mark.slow  # It trains three programs.
+def test_a_search_tells_the_best_beside_the_baseline(ablated, folder):
+    arguments = ["--search=tpe", "--trials=3", "--seeds=2", "--vary=optimizer.learning_rate=1e-3..1e-2:log"]
+    arguments += [f"--run={folder}/search", "--train.eval_every=2"]
+    status, printed, _ = ablated(*arguments)
+    assert status == 0
+    assert printed[0]["variant"] == "optimizer.learning_rate=0.001"
+    values = [one["value"]["mean"] for one in printed[1:]]
+    assert values == sorted(values)
+    assert ablated(*arguments)[1] == printed
+
+
 def test_variants_are_made_equal_to_the_baseline(folder):
     base = override(preset("smoke"), {"data.source": f"text:{folder}/*.txt"})
     variants, corpora = [{}, {"model.num_layers": 1}], Corpora()
@@ -107,6 +119,9 @@ def test_variants_are_made_equal_to_the_baseline(folder):
         (["--vary=model.num_heads=3,4"], "num_heads"),
         (["--vary=model.width=32,32"], "the same"),
         (["--vary=model.width=32", "--seeds=0"], "--seeds=0"),
+        (["--search=tpe"], "--vary is missing"),
+        (["--search=tpe", "--vary=model.width=32..64", "--match=params"], "--match=params"),
+        (["--search=tpe", "--vary=model.width=32..64", "--trials=0"], "--trials=0"),
     ],
 )
 def test_what_cannot_be_is_refused(ablated, arguments, message):
