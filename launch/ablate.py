@@ -16,7 +16,8 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
@@ -67,6 +68,13 @@ def define(argv: Sequence[str]) -> None:
     flags.DEFINE_boolean(
         "prune", True, "With --search: end a trial at an evaluation where half of the earlier ones were better."
     )
+    flags.DEFINE_enum(
+        "fit",
+        "none",
+        ["none", "scaling"],
+        "scaling: fit --metric = E + A / parameters^alpha + B / tokens^beta to the runs, with intervals, and draw it; "
+        "needs three widths (or depths) and three --train.steps at least.",
+    )
     flags.DEFINE_boolean("dry_run", False, "Only print what would be run.")
     flags.DEFINE_string("run", "runs/ablation", "The folder of results.sqlite, report.html and the tables.")
     flags.DEFINE_boolean("json", False, "One JSON object per variant on stdout instead of a table.")
@@ -83,7 +91,8 @@ def run() -> int | None:
         print(config_flags.to_json(base))
         return None
     start.prepare_jax()
-    from train.ablation import Corpora, Results, plan, train_all
+    from train.ablation import Corpora, Results, plan, tokens_of, train_all
+    from train.scaling import check_sizes
 
     corpora = Corpora()
     seeds = range(base.train.seed, base.train.seed + FLAGS.seeds)
@@ -94,6 +103,8 @@ def run() -> int | None:
     results = Results(folder / "results.sqlite")
     try:
         tell_plan(runs, results)
+        if FLAGS.fit == "scaling":
+            check_sizes([(one.parameters, tokens_of(one.config)) for one in runs])
         if FLAGS.dry_run:
             return None
         total = sum(one.config.train.steps for one in runs if not results.done(one))
@@ -129,7 +140,9 @@ def search_settings(base: Config, seeds: Sequence[int], corpora: Corpora) -> int
     from train.search import search
 
     axes = axes_asked(searched)
-    for name, given in {"match": FLAGS.match != "none", "zip": FLAGS.zip, "dry_run": FLAGS.dry_run}.items():
+    for name, given in {
+        "match": FLAGS.match != "none", "fit": FLAGS.fit != "none", "zip": FLAGS.zip, "dry_run": FLAGS.dry_run,
+    }.items():  # fmt: skip
         if given:
             raise ConfigError(
                 f"--{name}={FLAGS[name].value} is for a list of runs, and --search={FLAGS.search} makes it up on the "
@@ -210,13 +223,16 @@ def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path, ended:
         return 1
     found = compare(values)
     command = shlex.join(["uv", "run", "-m", "launch.ablate", *sys.argv[1:]])
-    page = views.ablation_page(folder.name, FLAGS.metric, found, curves(runs, results), failures, command, ended)
+    tell_table(found)
+    fitted = tell_scaling(runs, values) if FLAGS.fit == "scaling" else ""
+    page = views.ablation_page(
+        folder.name, FLAGS.metric, found, curves(runs, results), failures, command, ended, fitted
+    )
     for name, text in {
         "report.html": page, "results.csv": views.as_csv(found), "results.md": views.as_markdown(found),
         "results.tex": views.as_latex(found),
     }.items():  # fmt: skip
         (folder / name).write_text(text, encoding="utf-8")
-    tell_table(found)
     print(folder / "report.html", file=sys.stderr)
     return 1 if failures else 0
 
@@ -230,6 +246,25 @@ def tell_table(found: Sequence[Comparison]) -> None:
             print(json.dumps({"metric": FLAGS.metric, **one.to_dict()}))
     else:
         print(f"{FLAGS.metric}, lower is better\n{views.as_text(found)}")
+
+
+def tell_scaling(runs: Sequence[RunPlan], values: Mapping[str, Mapping[int, float]]) -> str:
+    """--fit=scaling: the law of the runs that have come to their end on stdout; what report.html says of it."""
+    from launch.views import scaling as views
+    from train.ablation import tokens_of
+    from train.scaling import RESAMPLES, Point, fit
+
+    points = [
+        Point(one.parameters, tokens_of(one.config), values[one.variant][one.seed])
+        for one in runs if one.seed in values[one.variant]
+    ]  # fmt: skip
+    with progress() as on_done:
+        law = fit(points, RESAMPLES, lambda done: on_done("fits", done, RESAMPLES))
+    if FLAGS.json:
+        print(json.dumps({"law": asdict(law)}))
+    else:
+        print(f"\n{views.as_text(law)}")
+    return views.section(law, points, FLAGS.metric)
 
 
 def curves(runs: Sequence[RunPlan], results: Results) -> dict[str, list[tuple[int, Estimate]]]:

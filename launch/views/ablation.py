@@ -98,8 +98,13 @@ def ablation_page(
     failures: Mapping[str, str],
     command: str,
     ended: Sequence[str] = (),
+    fitted: str = "",
 ) -> str:
-    """A self-contained HTML page: what differs by how much, how it was learnt, what failed, what was ended early."""
+    """A self-contained HTML page: what differs by how much, how it was learnt, what failed, what was ended early.
+
+    Args:
+      fitted: what was fitted to the runs, as HTML (`launch.views.scaling.section`).
+    """
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows_of(found))
     failed = "".join(f"<p>{escape(run)}: <code>{escape(error)}</code></p>" for run, error in failures.items())
@@ -111,6 +116,7 @@ def ablation_page(
 <h2>Learning</h2>
 {embed("curves", curves_chart(curves, metric))}
 <p class="quiet">Lines are means over seeds, bands their 95% intervals.</p>
+{fitted}
 {f"<h2>Failed</h2>{failed}" if failed else ""}
 {f"<h2>Ended early</h2>{''.join(f'<p>{escape(why)}</p>' for why in ended)}" if ended else ""}
 <p class="quiet">Made by <code>{escape(command)}</code></p>"""

@@ -10,11 +10,12 @@ import sys
 import pytest
 from absl import flags
 
+from configs.ablations import grid, varied
 from configs.convert import override
 from configs.presets import preset
 from configs.schema import ConfigError
 from launch import ablate
-from train.ablation import Corpora, count_parameters, plan, tokens_of
+from train.ablation import Corpora, Results, count_parameters, plan, tokens_of
 from train.metrics import train_flops_per_token
 
 pytestmark = pytest.mark.end_to_end
@@ -98,6 +99,24 @@ def test_a_search_tells_the_best_beside_the_baseline(ablated, folder):
     assert ablated(*arguments)[1] == printed
 
 
+def test_a_law_is_fitted_to_runs_of_several_sizes(ablated, folder, monkeypatch):
+    monkeypatch.setattr("train.scaling.RESAMPLES", 3)
+    vary = ["--vary=model.width=16,24,32", "--vary=train.steps=2,4,8", "--seeds=1", f"--run={folder}/scaling"]
+    results = Results(folder / "scaling" / "results.sqlite")
+    base = override(preset("smoke"), {
+        "data.source": f"text:{folder}/*.txt", "train.eval_batches": 1, "model.layers": "scan", "model.num_layers": 1,
+    })  # fmt: skip
+    variants = grid(varied("model.width=16,24,32"), varied("train.steps=2,4,8"))
+    for one in plan(base, variants, [0], "", Corpora()):  # As if they had been trained.
+        loss = 1 + 60 / one.parameters**0.5 + 50 / tokens_of(one.config) ** 0.5
+        results.put(one, [{"step": one.config.train.steps, "eval/bits_per_byte": loss}], 0.0)
+    results.close()
+    status, printed, _ = ablated(*vary, "--fit=scaling")
+    assert status == 0
+    assert printed[-1]["law"]["alpha"]["mean"] == pytest.approx(0.5, rel=0.1)
+    assert 'id="scaling"' in (folder / "scaling" / "report.html").read_text("utf-8")
+
+
 def test_variants_are_made_equal_to_the_baseline(folder):
     base = override(preset("smoke"), {"data.source": f"text:{folder}/*.txt"})
     variants, corpora = [{}, {"model.num_layers": 1}], Corpora()
@@ -119,6 +138,7 @@ def test_variants_are_made_equal_to_the_baseline(folder):
         (["--vary=model.num_heads=3,4"], "num_heads"),
         (["--vary=model.width=32,32"], "the same"),
         (["--vary=model.width=32", "--seeds=0"], "--seeds=0"),
+        (["--fit=scaling", "--vary=train.steps=2,4,8"], "numbers of parameters, and these have 1"),
         (["--search=tpe"], "--vary is missing"),
         (["--search=tpe", "--vary=model.width=32..64", "--match=params"], "--match=params"),
         (["--search=tpe", "--vary=model.width=32..64", "--trials=0"], "--trials=0"),
