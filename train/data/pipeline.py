@@ -155,7 +155,8 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
     ) -> None:
         super().__init__()
         # Grain's type allows for elements that a filter took out; there is none.
-        read = cast("Callable[[int], Any]", tokens.__getitem__)
+        # Shuffling an index takes a millisecond where there are few, and a row needs its section again and again.
+        read = lru_cache(maxsize=2 * len(rows))(cast("Callable[[int], Any]", tokens.__getitem__))
         self._streams = {row: _stream(read, tokenizer, config, row, config.train.batch_size) for row in rows}
 
     def __next__(self) -> Batch:
