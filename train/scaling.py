@@ -92,7 +92,8 @@ def fit(points: Sequence[Point], resamples: int, on_done: Callable[[int], object
     all_S6, mean_6 = np.array([_numbers(found, middle_2) for found in fits]), _numbers(best, middle_2)
     low_6, high_6 = np.quantile(all_S6, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     error = float(np.median(np.abs(np.expm1(_difference(best, logs_P3)))))
-    return Law(*(Estimate(*map(float, three)) for three in zip(mean_6, low_6, high_6, strict=True)), error)
+    numbers = [Estimate(*map(float, three)) for three in zip(mean_6, low_6, high_6, strict=True)]
+    return Law(*numbers, error=error)
 
 
 def _difference(values_5: np.ndarray, logs_P3: np.ndarray) -> np.ndarray:
@@ -114,11 +115,12 @@ def _terms(values_5: np.ndarray, logs_P3: np.ndarray) -> np.ndarray:
     return np.stack([np.exp(a - alpha * logs_P3[:, 0]), np.exp(b - beta * logs_P3[:, 1]), np.full(len(logs_P3), e)])
 
 
-def _solve(logs_P3: np.ndarray, start: Sequence[float]) -> tuple[np.ndarray, float]:
+def _solve(logs_P3: np.ndarray, start: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float]:
     from scipy.optimize import least_squares
 
+    slopes: Any = _slopes  # Its type allows for names of methods alone.
     found = least_squares(
-        _difference, start, _slopes, (LOW, HIGH), x_scale="jac", loss="huber", f_scale=HUBER, args=(logs_P3,)
+        _difference, start, slopes, (LOW, HIGH), x_scale="jac", loss="huber", f_scale=HUBER, args=(logs_P3,)
     )
     return found.x, float(found.cost)
 

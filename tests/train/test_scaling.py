@@ -42,4 +42,4 @@ def test_intervals_tell_how_near_it_is_where_losses_are_noisy_and_one_is_wild():
 
 def test_too_few_sizes_are_refused():
     with pytest.raises(ConfigError, match="numbers of tokens, and these have 1"):
-        fit([Point(n, 1e9, 3.0) for n in (1e6, 1e7, 1e8)])
+        fit([Point(n, 1e9, 3.0) for n in (1e6, 1e7, 1e8)], 3)
