@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field, fields
+from typing import Any
 
 from absl import flags
 
 from configs.convert import check, from_dict, leaves, override, to_dict
 from configs.presets import PRESETS, preset
-from configs.schema import Config, ConfigError
+from configs.schema import Config, ConfigError, Mesh
 
 FLAGS = flags.FLAGS
-# By the type of a setting.
-DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}  # Of flags, by the type of a setting.
 
 
 def load(name: str) -> Config:
@@ -49,10 +50,32 @@ def define(
         "config", default, f"A preset ({', '.join(PRESETS)}) or a run folder to take the settings from."
     )
     flags.DEFINE_boolean("print_config", False, "Print the resolved config as JSON and exit.")
-    for name, field, value in leaves(config):
+    _define_settings(leaves(config))
+
+
+def _define_settings(settings: Iterable[tuple[str, Field[Any], Any]]) -> None:
+    for name, field, value in settings:
         choices = field.metadata.get("choices")
         help_line = field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
-        DEFINE[type(value)](name, value, help_line)
+        define_one(name, value, help_line)
+
+
+def define_one(name: str, value: Any, help_line: str) -> None:
+    """Define a flag of the kind that its default is of."""
+    getattr(flags, f"DEFINE_{KINDS[type(value)]}")(name, value, help_line)
+
+
+def define_mesh() -> None:
+    """Define the flags of the mesh alone, for programs that train nothing."""
+    _define_settings(leaf for leaf in leaves(Config()) if leaf[0].startswith("mesh."))
+
+
+def resolve_mesh() -> Mesh | None:
+    """The mesh of the parsed flags, or None if none of them was given."""
+    settings = {field.name: FLAGS[f"mesh.{field.name}"] for field in fields(Mesh)}
+    if not any(flag.present for flag in settings.values()):
+        return None
+    return Mesh(**{name: int(flag.value or 0) for name, flag in settings.items()})
 
 
 def _value_in(argv: Sequence[str], flag: str, default: str) -> str:

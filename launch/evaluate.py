@@ -65,7 +65,6 @@ def run() -> None:
     check_flags()
     start.prepare_jax()
     from model import build
-    from train.checkpoint import restore_params
     from train.fewshot import TASKS
 
     shots = shots_asked()
@@ -73,10 +72,10 @@ def run() -> None:
     own, others = [name for name in tasks if name in TASKS], [name for name in tasks if name not in TASKS]
     if others:
         check_harness()
-    restored = restore_params(FLAGS.checkpoint)
+    restored = weights.restore(FLAGS.checkpoint)
     module = build(restored.config)
     restored = weights.as_asked(restored) if FLAGS.weights else restored
-    with progress() as on_done:
+    with weights.shared(), progress() as on_done:
         if FLAGS.files:
             evaluate_files(module, restored, on_done)
         if own:

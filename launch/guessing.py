@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import start
+from launch import start, weights
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -61,13 +61,12 @@ def guess_of(config: Config) -> Draft | Lookup | None:
     from configs.schema import ConfigError
     from model import build, packed
     from model.generate import Draft, Lookup
-    from train.checkpoint import restore_params
 
     if FLAGS.lookup:
         return Lookup(FLAGS.lookup)
     if not FLAGS.draft:
         return None
-    restored = restore_params(FLAGS.draft)
+    restored = weights.restore(FLAGS.draft)
     ours, theirs = config.tokenizer.vocab_size, restored.config.tokenizer.vocab_size
     if ours != theirs:
         raise ConfigError(

@@ -91,18 +91,22 @@ def define(_: Sequence[str]) -> None:
 
 def run() -> None:
     """Restore, write, show."""
-    from configs.schema import ConfigError
-
     check_flags()
     start.prepare_jax()
+    choosing.settings()  # Refuses what cannot be.
+    restored = weights.restore(FLAGS.checkpoint)
+    with weights.shared():
+        write_and_show(restored)
+
+
+def write_and_show(restored: Restored) -> None:
+    """What the flags ask for, from a network; raises ConfigError."""
     from configs.convert import fills_in, translates
+    from configs.schema import ConfigError
     from launch.scores import print_scores
     from launch.views.terminal import Console
     from model import build
-    from train.checkpoint import restore_params
 
-    choosing.settings()  # Refuses what cannot be.
-    restored = restore_params(FLAGS.checkpoint)
     if fills_in(restored.config):
         print_filled(restored)
         return

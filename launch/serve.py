@@ -65,12 +65,12 @@ def run(routes: Callable[[Serving], Sequence[BaseRoute]] = lambda serving: ()) -
     from launch.server import listening
     from launch.server.app import make_app
     from launch.server.serving import serve_checkpoint, warm_up
-    from train.checkpoint import restore_params
 
     key = listening.read_key(FLAGS.api_key_file, KEY)
     listening.check_host(FLAGS.host, key, KEY)
-    with listening.bind(FLAGS.host, FLAGS.port) as listener:  # Before the weights are read, which may take long.
-        restored = weights.as_asked(with_template(restore_params(FLAGS.checkpoint)))
+    # The port is taken before the weights are read, which may take long.
+    with listening.bind(FLAGS.host, FLAGS.port) as listener, weights.shared():
+        restored = weights.as_asked(with_template(weights.restore(FLAGS.checkpoint)))
         name = FLAGS.served_name or FLAGS.checkpoint
         serving = serve_checkpoint(name, restored, limits(restored.config))
         warm_up(serving)

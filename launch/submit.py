@@ -23,7 +23,7 @@ from types import ModuleType
 from absl import flags
 
 from configs.convert import check_value
-from configs.flags import DEFINE
+from configs.flags import define_one
 from configs.schema import ConfigError
 from launch import clusters, start
 from launch.clusters import job as jobs
@@ -48,7 +48,7 @@ def define(_: Sequence[str]) -> None:
         flags.DEFINE_string(action, "", f"The name of a run that was submitted from this machine: {what}.")
     flags.DEFINE_boolean("json", False, "Print one JSON object per line on stdout.")
     for name, field in jobs.settings():
-        DEFINE[type(field.default)](name, field.default, field.metadata["help"])
+        define_one(name, field.default, field.metadata["help"])
 
 
 def run(command: list[str]) -> int:

@@ -166,24 +166,50 @@ def _slice(device: Any) -> int:
     return getattr(device, "slice_index", 0)
 
 
+Shared = tuple[str, int, tuple[str, ...]]  # A setting, its number, and the mesh axes that have to divide it.
+
+
 def check_divisible(config: Config, mesh: Mesh) -> None:
     """Refuse a batch, heads or widths that the mesh cannot share evenly.
 
     Raises:
       ConfigError: names both numbers.
     """
-    train, size = config.train, dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
-    if size["stage"] > 1:
-        _check_pipeline(config, size["stage"])
-    for what, number, axes in (
+    train, stages = config.train, mesh.shape["stage"]
+    if stages > 1:
+        _check_pipeline(config, stages)
+    rows = [
         (f"--train.batch_size={train.batch_size} / --train.microbatches={train.microbatches}: rows",
          train.batch_size // train.microbatches, RULES["batch"]),
         (f"--train.batch_size={train.batch_size}", train.batch_size, RULES["rows"]),
-        (f"--model.width={config.model.width}", config.model.width, ("fsdp",)),
-        *((f"--data.{name}={length}", length, RULES["length"]) for name, length in _lengths(config)),
-        *(_recurrent_widths(config) if is_recurrent(config) else _widths(config)),
-    ):  # fmt: skip
-        ways = math.prod(size[axis] for axis in axes)
+    ]  # fmt: skip
+    lengths = [(f"--data.{name}={length}", length, RULES["length"]) for name, length in _lengths(config)]
+    _check_shared([*rows, *_sizes(config), *lengths], mesh)
+
+
+def check_writes(config: Config, mesh: Mesh) -> None:
+    """Refuse a mesh that cannot share a network evenly while it writes.
+
+    Raises:
+      ConfigError: names both numbers, or an axis that is for training only.
+    """
+    if (stages := mesh.shape["stage"]) > 1:
+        raise ConfigError(
+            f"--mesh.stage={stages}: stages pass parts of a batch on in training; to share the weights while text is "
+            f"written, use --mesh.tensor or --mesh.fsdp."
+        )
+    _check_shared(_sizes(config), mesh)
+
+
+def _sizes(config: Config) -> list[Shared]:
+    """The network's sizes that devices share."""
+    sizes = _recurrent_widths(config) if is_recurrent(config) else _widths(config)
+    return [(f"--model.width={config.model.width}", config.model.width, ("fsdp",)), *sizes]
+
+
+def _check_shared(shared: list[Shared], mesh: Mesh) -> None:
+    for what, number, axes in shared:
+        ways = math.prod(mesh.shape[axis] for axis in axes)
         if number % ways:
             below, above = number // ways * ways, (number // ways + 1) * ways
             nearest = f"are {below} and {above}" if below else f"is {above}"
@@ -223,9 +249,6 @@ def _check_pipeline(config: Config, stages: int) -> None:
                 f"= {groups} equal groups: the nearest that do are "
                 f"{' and '.join(map(str, sorted({below, above})))} layers."
             )
-
-
-Shared = tuple[str, int, tuple[str, ...]]  # A setting, its number, and the mesh axes that have to divide it.
 
 
 def _lengths(config: Config) -> list[tuple[str, int]]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import OrderedDict, deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +66,8 @@ class _Text:
 class Engine:
     """Writes the texts of all requests; one thread owns it, and calls `step` in a loop.
 
-    With a mesh set (`jax.set_mesh`) where it is made and used, parameters lie as they came, and the cache is spread
-    over the mesh by its logical axes.
+    With a mesh set (`jax.set_mesh`) where it is made, parameters lie as they came, and the cache is spread over it by
+    its logical axes.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Engine:
         if fills_in(config):
             raise ConfigError(f"--model.network={config.model.network} fills in what is masked; it does not write.")
         self.module, self.params, self.chunk, self.grammars = module, params, chunk, grammars
+        self._mesh = jax.sharding.get_mesh()  # Another thread, to which no mesh is set, may call `step`.
         self.top = min(top, config.tokenizer.vocab_size)
         self.length = min(length, longest_text(config) or length)
         self._room = -(-self.length // PIECE) * PIECE
@@ -164,14 +166,15 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Let requests leave and join, read some of their prompts, write a few tokens of each text."""
-        self._drop_cancelled()
-        for slot, text in enumerate(self._slots):
-            if text is None and self._queue:
-                self._slots[slot] = self._queue.popleft()
-        events = self._read_prompts()
-        if any(text is not None and self._writes(text) for text in self._slots):
-            events.extend(self._collect(self._decode()))
-        return events
+        with nullcontext() if self._mesh.empty else jax.set_mesh(self._mesh):
+            self._drop_cancelled()
+            for slot, text in enumerate(self._slots):
+                if text is None and self._queue:
+                    self._slots[slot] = self._queue.popleft()
+            events = self._read_prompts()
+            if any(text is not None and self._writes(text) for text in self._slots):
+                events.extend(self._collect(self._decode()))
+            return events
 
     def _decode(self) -> Written:
         """Write a chunk; with a grammar in one of the rows a token, since the host has to say which may come next."""

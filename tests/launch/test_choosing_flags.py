@@ -7,6 +7,7 @@ import json
 import pytest
 from absl import flags
 
+from configs import flags as settings
 from configs import schema
 from configs.schema import ConfigError
 from launch import choosing, guessing, sample, weights
@@ -25,7 +26,7 @@ def tokenizer():
 def given(monkeypatch):
     """Parse a command line; nothing of it is left after the test."""
     values = flags.FlagValues()
-    for module in (choosing, guessing, sample, weights):
+    for module in (choosing, guessing, sample, settings, weights):
         monkeypatch.setattr(module, "FLAGS", values)
     with monkeypatch.context() as patch:
         for name in dir(flags):

@@ -17,6 +17,7 @@ from model import build
 from model.generate import Engine, Request, Sampling, generate
 from model.generate.cache import PIECE
 from model.generate.decode import decode_chunk
+from model.packed import pack
 from model.sharding import make_mesh, param_shardings
 
 LONG = tuple(random_tokens(2 * PIECE + 9, seed=1).tolist())
@@ -207,13 +208,14 @@ def test_eight_devices_write_what_one_writes(together):
     module = build(config)
     params = jax.device_put(random_params(module), param_shardings(module, mesh))
     with jax.set_mesh(mesh):
-        engine = Engine(module, params, slots=8, length=256, top=3, chunk=4)
-        found = run(engine, REQUESTS[:4])
-        cache = engine._state.cache["layers"]["attention"]["key"]
-        assert cache.sharding.shard_shape(cache.shape)[1:4] == (2, 256, 1)  # Rows by four, heads by two.
-        compiled = decode_chunk._cache_size()
-        run(engine, REQUESTS[4:5])
-        assert decode_chunk._cache_size() == compiled
+        engine = Engine(module, pack(module, params), slots=8, length=256, top=3, chunk=4)
+    # Like a server's thread, these know of no mesh.
+    found = run(engine, REQUESTS[:4])
+    cache = engine._state.cache["layers"]["attention"]["key"]
+    assert cache.sharding.shard_shape(cache.shape)[1:4] == (2, 256, 1)  # Rows by four, heads by two.
+    compiled = decode_chunk._cache_size()
+    run(engine, REQUESTS[4:5])
+    assert decode_chunk._cache_size() == compiled
     for text, expected in zip(found, together, strict=False):
         assert [token.id for token in text] == [token.id for token in expected]
         np.testing.assert_allclose([t.logprob for t in text], [t.logprob for t in expected], atol=1e-4)

@@ -176,6 +176,14 @@ def test_errors_name_the_nearest_choices_that_work():
         sharding.check_divisible(long, sharding.make_mesh(schema.Mesh(data=1, sequence=8)))
 
 
+def test_a_network_that_writes_may_be_shared_whatever_its_batch_was():
+    sharding.check_writes(override(tiny(), {"train.batch_size": 1, "data.length": 3}), mesh(4, 1, 2))
+    with pytest.raises(ConfigError, match=r"--model.num_heads=4 \(4\) .* the nearest that can is 8\."):
+        sharding.check_writes(tiny(), mesh(1, 1, 8))
+    with pytest.raises(ConfigError, match=r"--mesh.stage=2: .* use --mesh.tensor or --mesh.fsdp\."):
+        sharding.check_writes(tiny(), sharding.make_mesh(schema.Mesh(data=4, stage=2)))
+
+
 def test_a_pipeline_that_cannot_be_is_refused_with_what_can():
     stages = sharding.make_mesh(schema.Mesh(data=1, stage=4, fsdp=2))
     config = override(tiny(num_layers=8), {"train.batch_size": 16, "train.microbatches": 4, "mesh.stage": 4})
