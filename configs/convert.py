@@ -19,7 +19,7 @@ LAYER_RESULTS = (*LORA_TARGETS, "beta", "output_gate", "router", "gates", "atten
 REMAT_POLICIES = ("none", "dots", "minimal", "qkv", "full", "offload")
 
 # Sources of rows that are made up as they are needed, for networks that predict what comes next.
-TASKS = ("induction", "recall", "copy")
+TASKS = ("induction", "recall", "copy", "regression", "lookup", "lags")
 
 # What kernels cannot do: by which setting it is asked for, and whether a value of it does.
 KERNELS_WITHOUT: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (

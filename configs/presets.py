@@ -135,6 +135,42 @@ def recall() -> Config:
     )
 
 
+def lags() -> Config:
+    """Words that follow from two others, at different distances: `--config=lags`; `launch.claims --only=heads`.
+
+    Half a minute on two cores. One layer of four heads is right in all cases; one of a single head, with
+    `--model.num_heads=1`, stays at chance.
+    """
+    base = induction()
+    return dataclasses.replace(
+        base,
+        name="lags",
+        model=dataclasses.replace(base.model, num_layers=1, feed_forward=True),
+        data=Data(source="lags", length=64),
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.02, schedule="linear", warmup_steps=20, end_fraction=0.0, weight_decay=0.0
+        ),
+        train=dataclasses.replace(
+            base.train, steps=300, keep=2, checkpoint_every=300, sample_every=0, sample_prompt=" ba de fi go hu"
+        ),
+    )
+
+
+def regression() -> Config:
+    """Lines, one for each row, to be found out from points with noise: `--config=regression`.
+
+    Half a minute on two cores; `launch.claims --only=in_context` holds it against least squares.
+    """
+    base = lags()
+    return dataclasses.replace(
+        base,
+        name="regression",
+        model=dataclasses.replace(base.model, num_layers=2),
+        data=Data(source="regression", length=32),
+        train=dataclasses.replace(base.train, batch_size=64, eval_every=150, sample_prompt=" 4 120 3"),
+    )
+
+
 def reversal() -> Config:
     """An encoder-decoder that writes words down backwards: its alignment is known; `--config=reversal`.
 
@@ -326,7 +362,8 @@ def _llama(name: str, shape: Model) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
     for preset in (
-        quickstart, smoke, lstm, experts, encoder, coreference, induction, recall, reversal, translate, translate_lstm,
+        quickstart, smoke, lstm, experts, encoder, coreference, induction, recall, lags, regression, reversal,
+        translate, translate_lstm,
         finetune, gpt2_small,
         llama3_8b, llama2_7b, llama2_70b, llama_16b, llama_32b,
     )

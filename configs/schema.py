@@ -237,7 +237,8 @@ class Data:
         "stdlib",
         "stdlib: the running Python's own standard library; tfds:NAME[/CONFIG][:SPLIT]; text:GLOB; jsonl:GLOB; "
         "pairs to translate: tsv:FILE, libreoffice[:FOLDER of .deb files], tfds; generated sentences: coreference; "
-        "tasks that are made up: induction, recall[:PAIRS], copy[:DISTANCE] and, with languages, reversal.",
+        "tasks that are made up: induction, recall[:PAIRS], copy[:DISTANCE], lags, regression[:DIMENSIONS], "
+        "lookup[:KEYS] and, with languages, reversal.",
     )
     languages: str = setting("", "Pairs to translate: from-to, such as en-zh; empty for text.")
     field: str = setting("text", "Which field holds the text in jsonl records and in TFDS examples.")

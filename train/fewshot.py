@@ -121,15 +121,8 @@ def shot_curves(
                 for question, answer in listed[:questions]:
                     asked.append((task, count, draw))
                     texts.append((prompt_of(task, examples, question), f" {answer}"))
-    done = 0
-
-    def count_done(more: int) -> None:
-        nonlocal done
-        done += more
-        on_done(done, len(texts))
-
     encoded = [continuation_of(tokenizer, context, answer) for context, answer in texts]
-    found = likelihoods(module, params, encoded, count_done)
+    found = likelihoods(module, params, encoded, on_done)
     results = []
     for task in tasks:
         for count in shots:

@@ -91,14 +91,7 @@ class LanguageModel(LM):
         return [text or "" for text in texts]
 
     def _likelihoods(self, what: str, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
-        done = 0
-
-        def count_done(more: int) -> None:
-            nonlocal done
-            done += more
-            self.on_done(what, done, len(pairs))
-
-        return likelihoods(self.module, self.params, pairs, count_done)
+        return likelihoods(self.module, self.params, pairs, lambda done, total: self.on_done(what, done, total))
 
     def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
         """What is read of a text that is too long: its end; of the continuation the last token is not read."""

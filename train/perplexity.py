@@ -106,14 +106,7 @@ def perplexity(
     pairs = [pair for tokens in encoded for pair in windows(tokens, tokenizer.beginning, window, stride)]
     if not pairs:
         raise ConfigError("--files: there is no text in them.")
-    done = 0
-
-    def count_done(more: int) -> None:
-        nonlocal done
-        done += more
-        on_done(done, len(pairs))
-
-    nats = -math.fsum(likelihood.logprob for likelihood in likelihoods(module, params, pairs, count_done))
+    nats = -math.fsum(likelihood.logprob for likelihood in likelihoods(module, params, pairs, on_done))
     lengths = [int(tokenizer.byte_lengths[token]) for tokens in encoded for token in tokens]
     return Perplexity(len(texts), len(lengths), sum(lengths), nats, window, stride)
 

@@ -6,6 +6,7 @@ Shapes: B rows, T length, L layers, N heads, S source tokens.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,25 +14,44 @@ import numpy as np
 from model import Source, build
 from model.lens.record import record
 from train.checkpoint import Restored
-from train.data.pipeline import held_out_batches
+from train.data.pipeline import Batch, held_out_batches
 from train.data.sources import open_corpus
 from train.step import network_inputs
 
+WEIGHTS = "layers/attention/weights"
 CROSS = "layers/cross_attention/weights"
 
 
 def accuracy(restored: Restored, batches: int = 4) -> float:
     """Of the words of held-out rows that are asked for, the share that the network holds for the likeliest."""
-    config, module = restored.config, build(restored.config)
     right, asked = 0, 0
-    rows = held_out_batches(open_corpus(config.data), restored.tokenizer, config)
-    for batch in itertools.islice(rows, batches):
-        inputs = network_inputs({name: jnp.asarray(x) for name, x in batch.items()})
-        logits_BTV = np.asarray(module.apply({"params": restored.params}, **inputs))
+    for logits_BTV, batch in itertools.islice(answers(restored), batches):
         asked_BT = batch["weights"] != 0
         right += int((logits_BTV.argmax(axis=-1) == batch["targets"])[asked_BT].sum())
         asked += int(asked_BT.sum())
     return right / asked
+
+
+def answers(restored: Restored) -> Iterator[tuple[np.ndarray, Batch]]:
+    """What the network says of held-out rows, logits_BTV, and these rows, batch by batch."""
+    config, module = restored.config, build(restored.config)
+    for batch in held_out_batches(open_corpus(config.data), restored.tokenizer, config):
+        inputs = network_inputs({name: jnp.asarray(x) for name, x in batch.items()})
+        yield np.asarray(module.apply({"params": restored.params}, **inputs)), batch
+
+
+def looks_back(restored: Restored) -> np.ndarray:
+    """How much attention each head pays to what stands D = 0, 1, 2, ... words before the last that it sees, [L,N,D].
+
+    The mean over what is asked for in a batch of held-out rows.
+    """
+    batch = next(iter(held_out_batches(open_corpus(restored.config.data), restored.tokenizer, restored.config)))
+    found = record(build(restored.config), restored.params, jnp.asarray(batch["inputs"]), (WEIGHTS,))
+    weights_LBNTS = np.asarray(found[WEIGHTS])
+    rows, places = np.nonzero(batch["weights"])
+    return np.stack(
+        [weights_LBNTS[:, rows, :, places, places - back].mean(axis=0) for back in range(places.min() + 1)], axis=-1
+    )
 
 
 def backwards(restored: Restored, length: int = 9, count: int = 40) -> np.ndarray:

@@ -6,9 +6,9 @@ from typing import Any
 
 from launch.claims.claim import Chart, Outcome, Setup, at_least, at_most
 
-# An LSTM with four times the parameters, and with Muon: with the preset's AdamW it learns nothing in so few steps.
+# As many parameters, within 2%, and Muon: with the preset's AdamW an LSTM learns nothing in so few steps.
 LSTM = {
-    "model.network": "lstm", "model.width": 96, "optimizer.name": "muon", "optimizer.learning_rate": 0.01,
+    "model.network": "lstm", "model.width": 46, "optimizer.name": "muon", "optimizer.learning_rate": 0.01,
 }  # fmt: skip
 PAIRS = (2, 4, 8)
 DISTANCES = (8, 32, 128, 512)
@@ -34,7 +34,7 @@ def run(setup: Setup) -> Outcome:
     far = distances[-1]
     checks = [
         at_least("recall of 8 pairs: attention", recall["attention"][8], 0.98),
-        at_most("recall of 8 pairs: an LSTM with more parameters", recall["LSTM"][8], 0.5),
+        at_most("recall of 8 pairs: an LSTM with as many parameters", recall["LSTM"][8], 0.5),
         at_least(
             f"copying over {far} words: attention less LSTM", copying["attention"][far] - copying["LSTM"][far], 0.2
         ),

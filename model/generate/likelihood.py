@@ -54,13 +54,13 @@ def likelihoods(
     module: Any,
     params: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    on_done: Callable[[int], object] = lambda count: None,
+    on_done: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Likelihood]:
     """How likely each continuation is after its context, in the order of `pairs`.
 
     Args:
       pairs: (context, continuation), token ids, each at least one.
-      on_done: called with how many more pairs are done.
+      on_done: called with how many pairs are done, and how many there are.
 
     Raises:
       ConfigError: a text longer than a learned position table; a network that translates, or fills in what is masked.
@@ -80,11 +80,13 @@ def likelihoods(
     # Layers that are looped over compile in a tenth of the time, and cost nothing where many tokens are read at once.
     module = build(override(config, {"model.layers": "scan"}))
     found: list[Any] = [None] * len(pairs)
+    done = 0
     for group in grouped(list(asked)):
         for context, continuation, likelihood in _of_group(module, params, group, asked):
             for index in asked[context][continuation]:
                 found[index] = likelihood
-            on_done(len(asked[context][continuation]))
+            done += len(asked[context][continuation])
+            on_done(done, len(pairs))
     return found
 
 

@@ -128,7 +128,9 @@ def test_an_unknown_claim_and_a_run_that_is_not_there_are_refused(program_flags,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["reach", "parallel", "induction", "alignment", "circuits", "pronoun"])
+@pytest.mark.parametrize(
+    "name", ["reach", "parallel", "heads", "in_context", "induction", "alignment", "circuits", "pronoun"]
+)
 def test_claims_come_out(name, tmp_path):
     (claim,) = (claim for claim in program.CLAIMS if claim.name == name)
     outcome = claim.run(Setup(tmp_path, fast=True, checkpoint="", causal="smollm2"))

@@ -48,8 +48,9 @@ APPLY = jax.jit(
 def test_each_is_what_a_pass_over_the_whole_text_says(network):
     module = build(tiny(**network))
     params, pairs, done = random_params(module), texts(), []
-    found = likelihoods(module, params, pairs, on_done=done.append)
-    assert sum(done) == len(pairs)
+    found = likelihoods(module, params, pairs, on_done=lambda *counts: done.append(counts))
+    assert done == sorted(done)
+    assert done[-1] == (len(pairs), len(pairs))
     for (context, continuation), likelihood in zip(pairs, found, strict=True):
         logprobs, greedy = expected(module, params, context, continuation)
         np.testing.assert_allclose(likelihood.logprobs, logprobs, atol=2e-4)

@@ -48,7 +48,7 @@ def test_curves_ask_the_same_questions_with_more_examples(monkeypatch):
 
     def likelihoods(module, params, encoded, on_done):
         seen["pairs"] = encoded
-        on_done(len(encoded))
+        on_done(len(encoded), len(encoded))
         return [type("Likelihood", (), {"greedy": index % 2 == 0, "logprob": -2.0})() for index in range(len(encoded))]
 
     monkeypatch.setitem(fewshot.TASKS, "words", (" ->", lambda generator: generator.sample(words, len(words))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_params
@@ -9,11 +10,13 @@ from tiny import random_params
 from configs.convert import check, override
 from configs.presets import preset
 from model import build
+from model.lens.record import record
 from train.checkpoint import Restored, restore_params
+from train.data.pipeline import held_out_batches
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 from train.loop import train
-from train.tasks import accuracy, backwards
+from train.tasks import WEIGHTS, accuracy, backwards, looks_back
 
 
 @pytest.mark.end_to_end
@@ -36,3 +39,16 @@ def test_heads_that_look_backwards_are_counted_by_where_they_look_most():
     assert looks_LN.shape == (1, 4)
     assert (looks_LN * 60 == np.round(looks_LN * 60)).all()  # Six words in each of ten rows.
     assert looks_LN.max() < 0.7
+
+
+def test_heads_look_back_by_the_weights_that_stand_there():
+    """Places that are asked for are counted, and weights on one word add up to 1 with those on all others."""
+    config = override(preset("lags"), {"model.width": 16, "tokenizer.vocab_size": 13, "data.length": 7})
+    corpus = open_corpus(config.data)
+    restored = Restored(config, random_params(build(config)), make_tokenizer(config.tokenizer, corpus), 0)
+    batch = next(iter(held_out_batches(corpus, restored.tokenizer, config)))
+    weights_BNTS = record(build(config), restored.params, jnp.asarray(batch["inputs"]), (WEIGHTS,))[WEIGHTS][0]
+    expected_ND = np.mean([weights_BNTS[:, :, t, [t - back for back in range(6)]] for t in (5, 6)], axis=(0, 1))
+    looks_LND = looks_back(restored)
+    np.testing.assert_allclose(looks_LND, [expected_ND], rtol=1e-5)
+    assert (looks_LND.sum(-1) <= 1 + 1e-6).all()

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from configs import schema
 from train.data.copying import COPIED, Copying
 from train.data.coreference import open_coreference
+from train.data.in_context import Lookup, Regression
 from train.data.induction import PERIODS, Induction
+from train.data.lags import FAR, Lags
 from train.data.pairs import languages
 from train.data.recall import KEYS, Recall
 from train.data.reversal import open_reversal
@@ -31,13 +33,18 @@ FORMS = {
     "induction": "induction",
     "recall": "recall[:PAIRS]",
     "copy": "copy[:DISTANCE]",
+    "regression": "regression[:DIMENSIONS]",
+    "lookup": "lookup[:KEYS]",
+    "lags": "lags",
     "reversal": "reversal",
 }
-NAMES_ALONE = ("stdlib", "coreference", "induction", "reversal")
+NAMES_ALONE = ("stdlib", "coreference", "induction", "lags", "reversal")
+MADE_UP = ("induction", "recall", "copy", "regression", "lookup", "lags", "reversal")
 # Whether each holds pairs, which --data.languages asks for; tfds has datasets of both sorts.
 PAIRS = {
     "stdlib": False, "text": False, "jsonl": False, "tsv": True, "libreoffice": True, "coreference": False,
-    "induction": False, "recall": False, "copy": False, "reversal": True,
+    "induction": False, "recall": False, "copy": False, "regression": False, "lookup": False, "lags": False,
+    "reversal": True,
 }  # fmt: skip
 
 
@@ -52,7 +59,8 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         `tsv:FILE`: lines with two texts, one the translation of the other; for these three see `train.data.files`;
         `libreoffice[:FOLDER]`: LibreOffice's help in two languages, see `train.data.libreoffice`;
         `coreference`: generated sentences in which it is asked what *it* stands for, see `train.data.coreference`;
-        `induction`, `recall[:PAIRS]`, `copy[:DISTANCE]`: rows that are made up, see the files of these names beside;
+        `induction`, `recall[:PAIRS]`, `copy[:DISTANCE]`, `lags`, `regression[:DIMENSIONS]`, `lookup[:KEYS]`: rows that
+        are made up, see the files of these names beside, and `train.data.in_context` for the last two;
         `reversal`: rows of words and the same words backwards, see `train.data.reversal`.
         With `languages` set, what is opened are pairs: sections with a source.
       progress: called instead of showing a bar.
@@ -77,7 +85,7 @@ def open_corpus(config: schema.Data, progress: Progress | None = None) -> Corpus
         raise DataError(f"--data.held_out={config.held_out} leaves nothing to train on; it is a share below 1")
     if kind == "coreference":
         return open_coreference(config)
-    if kind in ("induction", "recall", "copy", "reversal"):
+    if kind in MADE_UP:
         return _open_made_up(config, kind, rest)
     with _bar() if progress is None else _as_given(progress) as report:
         if kind in ("text", "jsonl", "tsv"):
@@ -105,6 +113,16 @@ def _open_made_up(config: schema.Data, kind: str, rest: str) -> Corpus:
     if kind == "recall":
         pairs = number_behind(config.source, rest, default=8, least=1, most=KEYS)
         return open_task(Recall(pairs), f"{pairs} keys and their values, made up as they are needed")
+    if kind == "lags":
+        if config.length <= FAR:
+            raise DataError(f"--data.length={config.length}: nothing follows from others in rows of at most {FAR}")
+        return open_task(Lags(config.length), "words that each follow from two others, made up as they are needed")
+    if kind in ("regression", "lookup"):
+        default, most = (1, 2) if kind == "regression" else (8, 16)
+        number = number_behind(config.source, rest, default, least=1, most=most)
+        pairs = config.length // 2
+        task = Regression(number, pairs) if kind == "regression" else Lookup(number, pairs)
+        return open_task(task, f"{pairs} examples of a function of each row's own, made up as they are needed")
     distance = number_behind(config.source, rest, default=32, least=COPIED, most=2**20)
     return open_task(Copying(distance), f"{COPIED} words that come again {distance} words later, made up as needed")
 

@@ -11,12 +11,15 @@ from configs import schema
 from configs.convert import override
 from configs.presets import preset
 from train.data.copying import COPIED
+from train.data.in_context import NOISE, Lookup, Regression
+from train.data.lags import FAR, NEAR, WORDS
 from train.data.pipeline import held_out_batches, train_batches
 from train.data.sections import DataError
 from train.data.sources import open_corpus
+from train.data.tasks import syllables
 from train.data.tokenizer import make_tokenizer
 
-LENGTHS = {"induction": 64, "recall": 32, "recall:4": 16, "copy:8": 16, "copy:40": 48}
+LENGTHS = {"induction": 64, "recall": 32, "recall:4": 16, "copy:8": 16, "copy:40": 48, "lags": 20}
 
 
 def rows_of(source, count=40):
@@ -28,6 +31,9 @@ def rows_of(source, count=40):
 def known(source, words, place):
     """What has to stand at a place, from the words before it; None if they don't tell."""
     before = words[:place]
+    if source == "lags":
+        numbers = [syllables(WORDS).index(word) for word in before]
+        return syllables(WORDS)[(numbers[-NEAR] + 3 * numbers[-FAR]) % WORDS] if place >= FAR else None
     if source.startswith("copy"):
         distance = int(source.partition(":")[2])
         return before[place - distance] if place >= distance else None
@@ -71,6 +77,39 @@ def test_between_words_and_their_copy_there_is_nothing():
         assert set(words[COPIED:40]) == {"-"}
         assert "-" not in words[:COPIED] + words[40:]
         assert np.flatnonzero(asked_T).tolist() == list(range(40, 48))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_outputs_of_a_row_lie_on_a_plane_of_its_own_but_for_noise(dimensions):
+    task = Regression(dimensions, pairs=40)
+    slopes, left = [], []
+    for number in range(200):
+        example = task.example(np.random.default_rng(number))
+        assert example.asked_T.tolist() == [False, True] * 40
+        first_P, word_P = example.words_T.reshape(40, 2).T
+        input_P, output_P = np.divmod(word_P - len(task.inputs), len(task.outputs))
+        assert (input_P == first_P).all()
+        inputs_PD, outputs_P = task.inputs[input_P], task.outputs[output_P]
+        inside_P = abs(outputs_P) < 6
+        w_D = np.linalg.lstsq(inputs_PD[inside_P], outputs_P[inside_P])[0]
+        slopes.append(w_D)
+        left += list((outputs_P - inputs_PD @ w_D)[inside_P])
+    assert np.square(slopes).sum(-1).mean() == pytest.approx(1, abs=0.25)
+    assert np.mean(slopes) == pytest.approx(0, abs=0.2)
+    # Rounding to halves adds a twelfth of the square of a half, and a fit takes some of it for slopes.
+    assert np.var(left) == pytest.approx((NOISE**2 + 0.5**2 / 12) * (1 - dimensions / 40), rel=0.1)
+    assert len(set(task.words)) == len(task.words) == len(task.inputs) * 26
+
+
+def test_a_key_has_one_value_in_a_row_and_others_in_other_rows():
+    task, tables = Lookup(8, pairs=16), []
+    for number in range(50):
+        example = task.example(np.random.default_rng(number))
+        assert example.asked_T.tolist() == [False, True] * 16
+        words = [task.words[word] for word in example.words_T]
+        tables.append(dict(zip(words[::2], words[1::2], strict=True)))
+        assert all(tables[-1][key] == value for key, value in zip(words[::2], words[1::2], strict=True))
+    assert len({table["ba"] for table in tables if "ba" in table}) > 8
 
 
 def test_reversal_is_the_source_backwards():
@@ -136,6 +175,10 @@ def test_all_words_are_tokens(run):
     [
         ("recall:x", 64, "'x' must be a whole number from 1 to 16"),
         ("recall:17", 64, "from 1 to 16"),
+        ("regression:0", 64, "from 1 to 2"),
+        ("regression:3", 64, "'3' must be a whole number from 1 to 2"),
+        ("lookup:x", 64, "'x' must be a whole number from 1 to 16"),
+        ("lags", 5, "nothing follows from others in rows of at most 5"),
         ("copy:7", 64, "from 8"),
         ("induction:3", 64, "induction:3 is none of"),
         ("induction", 8, "data.length=8"),
