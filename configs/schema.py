@@ -255,6 +255,12 @@ class Data:
     )
     shuffle: bool = setting(True, "Read sections in a random order, another one in each epoch.")
     prefetch: int = setting(2, "Batches that a background thread prepares ahead.", at_least=0)
+    bad_records: str = setting(
+        "stop",
+        "What to do about a line, or a piece of a file, that cannot be read: stop, and name its file and offset; or "
+        "skip it, count it, and list it in skipped_records.txt of the run.",
+        ("stop", "skip"),
+    )
     directory: str = setting("", "Where TFDS keeps prepared datasets; empty is its own default.")
 
 

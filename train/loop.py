@@ -89,6 +89,8 @@ def train(
         tells = config.data.languages and processes.writes()
         if tells and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
             print(left_out, file=sys.stderr)
+        if run.corpus.skipped and processes.writes():
+            _tell_skipped(run)
         trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop, watchdog_seconds)
         closing.callback(trainer.close)
         result = trainer.go()
@@ -244,7 +246,8 @@ class Trainer:
             raise TrainingError(self.tell_anomaly(anomaly))
         logs = step == 1 or step % self.config.train.log_every == 0 or step == self.config.train.steps
         if logs or values["train/anomaly"]:
-            self.write(step, {**values, **self.pace.measure(step)})
+            skipped = {"data/skipped_records": float(len(self.run.corpus.skipped))} if self.run.corpus.skipped else {}
+            self.write(step, {**values, **skipped, **self.pace.measure(step)})
 
     def evaluate_once(self) -> None:
         """Evaluates and logs, unless that is in metrics.jsonl already; gives up when asked to stop."""
@@ -362,6 +365,17 @@ class Trainer:
         for writer in (*reversed(self.writers), *([self.samples] if self.samples else [])):
             with contextlib.suppress(RunFolderError):
                 writer.close()
+
+
+def _tell_skipped(run: Run) -> None:
+    """Lists the records that were left out in the run folder, and says how many there are."""
+    skipped, path = run.corpus.skipped, run.folder / "skipped_records.txt"
+    write_atomically(path, "".join(f"{what}\n" for what in skipped))
+    print(
+        f"{len(skipped)} record(s) cannot be read and are left out (--data.bad_records=skip); {path} lists them. The "
+        f"first: {skipped[0]}",
+        file=sys.stderr,
+    )
 
 
 def _told(sample: dict[str, str]) -> str:

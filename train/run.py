@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # What may change when a run goes on, because it does not change what is computed (or only after an anomaly).
 MAY_CHANGE = (
-    "mesh.", "data.prefetch", "data.directory", "train.keep", "train.wandb", "train.anomaly", "train.rollbacks",
-    "train.spike_factor",
+    "mesh.", "data.prefetch", "data.directory", "data.bad_records", "train.keep", "train.wandb", "train.anomaly",
+    "train.rollbacks", "train.spike_factor",
 )  # fmt: skip
 
 

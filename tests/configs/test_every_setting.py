@@ -183,6 +183,16 @@ def where_datasets_are(config: Config) -> str:
     return str(error.value)
 
 
+def what_is_skipped(config: Config) -> Any:
+    """What is left out of a file whose second line cannot be read, or the error."""
+    with open("damaged.jsonl", "w") as file:
+        file.write('{"text": "a"}\n{"text"\n{"text": "b"}\n')
+    try:
+        return open_corpus(config.data).skipped
+    except DataError as error:
+        return str(error)
+
+
 def where_weights_come_from(config: Config) -> str:
     """The checkpoint that a run starts from."""
     with pytest.raises(CheckpointError) as error:
@@ -399,6 +409,7 @@ SETTINGS: dict[str, list[Look]] = {
     "data.section_bytes": [(batches, {}, [64, 100])],
     "data.shuffle": [(batches, {}, [False, True])],
     "data.prefetch": [(background_reading, {}, [0, 2])],
+    "data.bad_records": [(what_is_skipped, {"data.source": "jsonl:damaged.jsonl"}, ["stop", "skip"])],
     "data.directory": [(where_datasets_are, {"data.source": "tfds:no_such_dataset"}, ["here", "there"])],
     "optimizer.name": [(updates, {}, ["adamw", "adafactor", "lion", "muon", "sgd", "schedule_free"])],
     "optimizer.learning_rate": [(learning_rates, {}, [1e-3, 2e-3])],

@@ -287,12 +287,23 @@ def test_another_config_is_refused_with_the_differences(short, tmp_path):
     assert train(override(short, {"data.prefetch": 5}), folder, "command").finished
 
 
-def test_another_text_is_refused(short, tmp_path):
-    (tmp_path / "text.txt").write_text("a line of text\n" * 500)
-    config, folder = override(short, {"data.source": f"text:{tmp_path}/text.txt"}), tmp_path / "run"
+def test_another_text_is_refused_and_what_cannot_be_read_is_left_out_counted_and_listed(short, tmp_path, capsys):
+    records = [json.dumps({"text": "see attention query key value head\n" * 20})] * 30
+    records[3:5] = ['{"text"', '{"title": ""}']
+    text, folder = tmp_path / "text.jsonl", tmp_path / "run"
+    text.write_text("\n".join(records))
+    config = override(short, {"data.source": f"jsonl:{text}"})
+    with pytest.raises(DataError, match=r"text.jsonl, line 4, offset \d+: not JSON"):
+        train(config, folder, "command")
+    config = override(config, {"data.bad_records": "skip"})
     train(config, folder, "command")
-    (tmp_path / "text.txt").write_text("another line of text\n" * 500)
-    with pytest.raises(DataError, match=r"text\.txt has changed since the run began"):
+    assert "2 record(s) cannot be read and are left out" in capsys.readouterr().err
+    listed = (folder / "skipped_records.txt").read_text().splitlines()
+    assert ["line 4" in listed[0], "line 5" in listed[1], len(listed)] == [True, True, 2]
+    counts = [line["data/skipped_records"] for line in lines(folder / "metrics.jsonl") if "train/loss" in line]
+    assert counts == [2.0] * len(counts) != []
+    text.write_text("\n".join(records[:-1]))
+    with pytest.raises(DataError, match=r"text\.jsonl has changed since the run began"):
         train(config, folder, "command")
 
 

@@ -25,7 +25,7 @@ from tensorflow_datasets.core.download import downloader
 from configs import schema
 from train.data import libreoffice, stdlib
 from train.data.pairs import languages
-from train.data.sections import Corpus, DataError, Section, check_enough, cuts, digest, hold_out_last
+from train.data.sections import Corpus, DataError, RecordError, Section, check_enough, cuts, digest, hold_out_last
 from train.data.sources import Progress
 
 # Splits up to this size are scanned once when opened, so that long documents can be cut into sections.
@@ -46,7 +46,7 @@ class WholeDocuments:
         number = self._numbers[index]
         if not self._source_field:
             return Section(_document(self._source, number, self._field).decode(), last=True)
-        example = self._source[number]
+        example = _example(self._source, number)
         text, source = (example[field].decode().strip() for field in (self._field, self._source_field))
         return Section(text, last=True, source=source)
 
@@ -302,8 +302,17 @@ def _check_languages(features: Any, config: schema.Data) -> None:
         )
 
 
+def _example(source: Sequence[Any], number: int) -> Any:
+    """One example. Raises RecordError, which names its number and the dataset's folder."""
+    try:
+        return source[number]
+    except Exception as error:  # what array_record and the decoders of TFDS raise has no class of its own
+        folder = getattr(getattr(source, "dataset_info", None), "data_dir", "the dataset")
+        raise RecordError(f"{folder}: example {number} cannot be read ({_one_line(error)})") from error
+
+
 def _document(source: Sequence[Any], number: int, field: str) -> bytes:
-    return source[number][field]
+    return _example(source, number)[field]
 
 
 def _index(source: Sequence[Any], field: str, size: int) -> np.ndarray:

@@ -15,7 +15,18 @@ import numpy as np
 
 from configs import schema
 from train.data.pairs import hold_out_unseen, text_number
-from train.data.sections import Corpus, DataError, Section, cuts, digest, hold_out_last, hold_out_tails, next_cut
+from train.data.sections import (
+    BadRecords,
+    Corpus,
+    DataError,
+    RecordError,
+    Section,
+    cuts,
+    digest,
+    hold_out_last,
+    hold_out_tails,
+    next_cut,
+)
 from train.data.sources import Progress
 
 # How often a scan tells how far it is.
@@ -43,7 +54,9 @@ class IndexedFile:
                 self.check(file)
                 return os.pread(file.fileno(), end - start, start)
         except OSError as error:
-            raise DataError(f"the file {self.path} cannot be read any more: {error.strerror}") from None
+            raise DataError(
+                f"the file {self.path} cannot be read any more at offset {start}: {error.strerror}"
+            ) from None
 
 
 class TextSections:
@@ -75,8 +88,9 @@ class JsonlSections:
     def __getitem__(self, index: int, /) -> Section:
         number, line_start, line_end, start, end, last = self._index_N6[index].tolist()
         file = self._files[number]
-        record = _parse(file.read(line_start, line_end).decode(), file.path)
-        return Section(_text_of(record, self._field, file.path)[start:end].decode(), bool(last))
+        where = f"{file.path}, offset {line_start}"
+        record = _parse(file.read(line_start, line_end).decode(), where)
+        return Section(_text_of(record, self._field, where)[start:end].decode(), bool(last))
 
 
 class PairLines:
@@ -91,7 +105,7 @@ class PairLines:
     def __getitem__(self, index: int, /) -> Section:
         number, start, end = self._index_N3[index].tolist()
         file = self._files[number]
-        return _pair(file.read(start, end).decode(), file.path)
+        return _pair(file.read(start, end).decode(), f"{file.path}, offset {start}")
 
 
 def open_text(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
@@ -100,22 +114,26 @@ def open_text(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
     Raises:
       DataError: no file matches, there is too little text, or a file is not UTF-8.
     """
-    rows = array("q")
+    rows, bad = array("q"), BadRecords(config.bad_records)
     files, hashes = [], {}
     for scan in _scan(pattern, progress):
         start, buffer = 0, b""
         while buffer := buffer + scan.file.read(config.section_bytes + 1 - len(buffer)):
             cut = next_cut(buffer, config.section_bytes)
-            _decode(buffer[:cut], scan.path, start)
             scan.read(buffer[:cut])
-            rows.extend((len(files), start, start + cut, start + cut == scan.indexed.size))
+            with bad.tried():
+                _decode(buffer[:cut], scan.path, start)
+                rows.extend((len(files), start, start + cut, False))
             start, buffer = start + cut, buffer[cut:]
+        if rows and rows[-4] == len(files):
+            rows[-1] = True
         files.append(scan.indexed)
         hashes[scan.path] = scan.finish()
     index_N4 = np.array(rows, np.int64).reshape(-1, 4)
     held_out_N = hold_out_tails(index_N4[:, 0], config.held_out, config.source)
     train, held_out = (TextSections(files, index_N4[chosen_N]) for chosen_N in (~held_out_N, held_out_N))
-    return Corpus(train, held_out, digest(hashes), f"{len(files)} text file(s) {pattern}", hashes)
+    description = f"{len(files)} text file(s) {pattern}"
+    return Corpus(train, held_out, digest(hashes), description, hashes, skipped=bad.skipped)
 
 
 def open_jsonl(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
@@ -124,26 +142,29 @@ def open_jsonl(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
     Raises:
       DataError: no file matches, there is too little text, or a line is not UTF-8, not JSON, or lacks the field.
     """
-    rows, record_of_row, records = array("q"), array("q"), 0
+    rows, record_of_row, records, bad = array("q"), array("q"), 0, BadRecords(config.bad_records)
     files, hashes = [], {}
     for scan in _scan(pattern, progress):
         start = 0
         for number, line in enumerate(scan.file, start=1):
             scan.read(line)
             if line.strip():
-                record = _parse(_decode(line, scan.path, start), f"{scan.path}, line {number}")
-                ends = cuts(_text_of(record, config.field, f"{scan.path}, line {number}"), config.section_bytes)
-                for cut, end in zip([0, *ends], ends, strict=False):
-                    rows.extend((len(files), start, start + len(line), cut, end, end == ends[-1]))
-                    record_of_row.append(records)
-                records += 1
+                with bad.tried():
+                    where = f"{scan.path}, line {number}, offset {start}"
+                    record = _parse(_decode(line, scan.path, start), where)
+                    ends = cuts(_text_of(record, config.field, where), config.section_bytes)
+                    for cut, end in zip([0, *ends], ends, strict=False):
+                        rows.extend((len(files), start, start + len(line), cut, end, end == ends[-1]))
+                        record_of_row.append(records)
+                    records += 1
             start += len(line)
         files.append(scan.indexed)
         hashes[scan.path] = scan.finish()
     index_N6 = np.array(rows, np.int64).reshape(-1, 6)
     held_out_N = hold_out_last(np.array(record_of_row), config.held_out, config.source)
     train, held_out = (JsonlSections(files, config.field, index_N6[n]) for n in (~held_out_N, held_out_N))
-    return Corpus(train, held_out, digest(hashes), f"{records} records in {len(files)} file(s) {pattern}", hashes)
+    description = f"{records} records in {len(files)} file(s) {pattern}"
+    return Corpus(train, held_out, digest(hashes), description, hashes, skipped=bad.skipped)
 
 
 def open_tsv(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
@@ -154,15 +175,16 @@ def open_tsv(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
     Raises:
       DataError: no file matches, there are too few pairs, or a line is not UTF-8 or not two texts.
     """
-    rows, texts, files, hashes = array("q"), array("q"), [], {}
+    rows, texts, files, hashes, bad = array("q"), array("q"), [], {}, BadRecords(config.bad_records)
     for scan in _scan(pattern, progress):
         start = 0
         for number, line in enumerate(scan.file, start=1):
             scan.read(line)
             if line.strip():
-                pair = _pair(_decode(line, scan.path, start), f"{scan.path}, line {number}")
-                rows.extend((len(files), start, start + len(line)))
-                texts.extend((text_number(pair.source), text_number(pair.text)))
+                with bad.tried():
+                    pair = _pair(_decode(line, scan.path, start), f"{scan.path}, line {number}, offset {start}")
+                    rows.extend((len(files), start, start + len(line)))
+                    texts.extend((text_number(pair.source), text_number(pair.text)))
             start += len(line)
         files.append(scan.indexed)
         hashes[scan.path] = scan.finish()
@@ -175,7 +197,7 @@ def open_tsv(config: schema.Data, pattern: str, progress: Progress) -> Corpus:
         f"{len(train)} pairs {config.languages} of {len(files)} file(s) {pattern}, and {len(held_out)} held out "
         f"({dropped} more are left out: the others hold the same text)"
     )
-    return Corpus(train, held_out, digest(hashes), description, hashes)
+    return Corpus(train, held_out, digest(hashes), description, hashes, skipped=bad.skipped)
 
 
 class _Scan:
@@ -225,7 +247,7 @@ def _decode(piece: bytes, path: str, start: int) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError as error:
-        raise DataError(
+        raise RecordError(
             f"the file {path} is not UTF-8: byte {piece[error.start]:#04x} at offset {start + error.start} "
             f"({error.reason}); convert it, for instance with iconv -t UTF-8"
         ) from None
@@ -235,7 +257,7 @@ def _pair(line: str, where: str) -> Section:
     columns = [column.strip() for column in line.removeprefix("\ufeff").split("\t")]
     if len(columns) != 2 or not all(columns):
         found = f"{len(columns)} column(s)" if len(columns) != 2 else f"an empty {'target' if columns[0] else 'source'}"
-        raise DataError(f"{where}: two texts with a tab between them are needed, SOURCE<TAB>TARGET, this has {found}")
+        raise RecordError(f"{where}: two texts with a tab between them are needed, SOURCE<TAB>TARGET, this has {found}")
     return Section(columns[1], last=True, source=columns[0])
 
 
@@ -243,16 +265,16 @@ def _parse(line: str, where: str) -> object:
     try:
         return json.loads(line.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
+        raise RecordError(f"{where}: not JSON ({error})") from None
 
 
 def _text_of(record: object, field: str, where: str) -> bytes:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON object is needed, this is a {type(record).__name__}")
+        raise RecordError(f"{where}: a JSON object is needed, this is a {type(record).__name__}")
     if not isinstance(record.get(field), str):
         problem = "is not text" if field in record else "is missing"
-        raise DataError(f"{where}: --data.field={field} {problem}; the fields are {', '.join(record) or 'none'}")
+        raise RecordError(f"{where}: --data.field={field} {problem}; the fields are {', '.join(record) or 'none'}")
     try:
         return record[field].encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: the text in {field} has half of a surrogate pair, which is no character") from None
+        raise RecordError(f"{where}: the text in {field} has half of a surrogate pair, which is no character") from None

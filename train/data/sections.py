@@ -5,6 +5,7 @@ A long document is cut at line ends into sections whose concatenation is exactly
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,6 +18,32 @@ import numpy as np
 
 class DataError(ValueError):
     """Text that cannot be read: the message names the source, what is wrong with it and what would help."""
+
+
+class RecordError(DataError):
+    """One record that cannot be read, among others that can; the message names its file and offset."""
+
+
+class BadRecords:
+    """What is done about records that cannot be read; `choice` is `data.bad_records`.
+
+    Attributes:
+      skipped: a sentence for each that was left out.
+    """
+
+    def __init__(self, choice: str) -> None:
+        self._skips = choice == "skip"
+        self.skipped: list[str] = []
+
+    @contextlib.contextmanager
+    def tried(self) -> Iterator[None]:
+        """Around what reads one record and takes note of it: where that fails, it is left out, or DataError raised."""
+        try:
+            yield
+        except RecordError as error:
+            if not self._skips:
+                raise DataError(f"{error}. --data.bad_records=skip leaves out what cannot be read") from None
+            self.skipped.append(str(error))
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,8 @@ class Corpus:
     """Text to learn from and text to be judged on; no section is in both.
 
     `fingerprint` is a SHA-256 (hex) that changes with the text; `files` holds one for each file read, if it was files.
-    `vocabulary` is a text with every word that there is, if that is known before anything is read.
+    `vocabulary` is a text with every word that there is, if that is known before anything is read. `skipped` has a
+    sentence for each record that was left out since it cannot be read.
     """
 
     train: Sections
@@ -53,6 +81,7 @@ class Corpus:
     description: str
     files: dict[str, str] = field(default_factory=dict)
     vocabulary: str = ""
+    skipped: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """What `check_unchanged` needs to recognize this text again; goes into JSON."""

@@ -10,7 +10,9 @@ import tensorflow_datasets as tfds
 
 from configs import schema
 from train.data import datasets
+from train.data.pipeline import train_batches
 from train.data.sources import Corpus, DataError, check_unchanged, open_corpus
+from train.data.tokenizer import make_tokenizer
 
 DOCUMENTS = [f"Document {number}.\n" + f"Line of {number}.\n" * number for number in range(40)]
 
@@ -209,3 +211,19 @@ def test_a_dataset_in_tfrecord_says_how_to_prepare_it(tmp_path):
     description.write_text(description.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(DataError, match=r"as tfrecord, which needs TensorFlow.*--file_format=array_record"):
         open_dataset(str(tmp_path), "local_text/plain")
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_example_that_cannot_be_read_is_named_by_whoever_reads_it(prefetch):
+    class Damaged(list):
+        def __getitem__(self, index):
+            if index == 7:
+                raise OSError("the disk does not answer")
+            return {"text": b"text"}
+
+    documents = datasets.WholeDocuments(Damaged(range(9)), "text", range(9))
+    config = schema.Config(data=schema.Data(prefetch=prefetch, length=64), train=schema.Train(batch_size=3))
+    corpus = Corpus(documents, documents, "", "")
+    batches = train_batches(corpus, make_tokenizer(schema.Tokenizer(source="bytes"), corpus), config)
+    with pytest.raises(DataError, match=r"the dataset: example 7 cannot be read \(OSError: the disk does not answer\)"):
+        next(batches)

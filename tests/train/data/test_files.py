@@ -144,16 +144,20 @@ def test_a_file_changed_between_runs_is_named(tmp_path):
         ("text", b"a" * 63 + "é".encode()[:1], "NAME is not UTF-8: byte 0xc3 at offset 63"),
         ("jsonl", b"", "holds no text"),
         ("jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "NAME is not UTF-8: byte 0xe9 at offset 24"),
-        ("jsonl", b'{"text": "a"}\n{"text"\n', "NAME, line 2: not JSON"),
-        ("jsonl", b'{"title": "a", "body": "b"}\n', "NAME, line 1: --data.field=text is missing.*title, body"),
-        ("jsonl", b'{"text": 3}\n', "NAME, line 1: --data.field=text is not text"),
-        ("jsonl", b"[1]\n", "NAME, line 1: a JSON object is needed, this is a list"),
-        ("jsonl", b'{"text": "\\ud800"}\n', "NAME, line 1: .*surrogate"),
+        ("jsonl", b'{"text": "a"}\n{"text"\n', r"NAME, line 2, offset \d+: not JSON"),
+        (
+            "jsonl",
+            b'{"title": "a", "body": "b"}\n',
+            r"NAME, line 1, offset \d+: --data.field=text is missing.*title, body",
+        ),
+        ("jsonl", b'{"text": 3}\n', r"NAME, line 1, offset \d+: --data.field=text is not text"),
+        ("jsonl", b"[1]\n", r"NAME, line 1, offset \d+: a JSON object is needed, this is a list"),
+        ("jsonl", b'{"text": "\\ud800"}\n', r"NAME, line 1, offset \d+: .*surrogate"),
         ("tsv", b"", "holds no text"),
-        ("tsv", b"a\tb\n\nc d\n", "NAME, line 3: .*SOURCE<TAB>TARGET, this has 1 column"),
-        ("tsv", b"a\tb\n\nc\td\te\n", "NAME, line 3: .*this has 3 column"),
-        ("tsv", b"a\tb\n \tb\n", "NAME, line 2: .*this has an empty source"),
-        ("tsv", b"a\tb\nb\t\r\n", "NAME, line 2: .*this has an empty target"),
+        ("tsv", b"a\tb\n\nc d\n", r"NAME, line 3, offset \d+: .*SOURCE<TAB>TARGET, this has 1 column"),
+        ("tsv", b"a\tb\n\nc\td\te\n", r"NAME, line 3, offset \d+: .*this has 3 column"),
+        ("tsv", b"a\tb\n \tb\n", r"NAME, line 2, offset \d+: .*this has an empty source"),
+        ("tsv", b"a\tb\nb\t\r\n", r"NAME, line 2, offset \d+: .*this has an empty target"),
         ("tsv", b"a\tb\nb\t\xff\n", "NAME is not UTF-8: byte 0xff at offset 6"),
         ("tsv", b"a\tb\na\tc\n", "all pairs that could be held out"),
     ],
@@ -163,6 +167,38 @@ def test_bad_files_are_one_clear_error(tmp_path, kind, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message.replace("NAME", re.escape(str(path)))):
         open_files(kind, path, languages="en-de" if kind == "tsv" else "")
+
+
+BAD = {
+    "text": (
+        b"a" * 63 + b"\n" + b"\xff" * 63 + b"\n" + b"b" * 63 + b"\n" + b"\xfe",
+        [r"NAME .* offset 64", r"offset 192"],
+    ),
+    "jsonl": (
+        b'{"text": "a"}\n{"text"\n{"text": "b"}\n{"text": "\xff"}\n[]\n',
+        ["NAME, line 2, offset 14: not JSON", "byte 0xff at offset 46", "NAME, line 5, offset 50: a JSON object"],
+    ),
+    "tsv": (b"a\tb\nc\nd\te\nf\t\n", ["NAME, line 2, offset 4: two texts", "NAME, line 4, offset 10: .*empty target"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_records_stop_the_run_or_are_left_out_each_with_file_and_offset(tmp_path, kind):
+    path = tmp_path / "file"
+    content, sentences = BAD[kind]
+    path.write_bytes(content)
+    sentences = [sentence.replace("NAME", re.escape(str(path))) for sentence in sentences]
+    languages = "en-de" if kind == "tsv" else ""
+    with pytest.raises(DataError, match=f"{sentences[0]}.*--data.bad_records=skip leaves out"):
+        open_files(kind, path, languages=languages)
+    corpus = open_files(kind, path, languages=languages, bad_records="skip")
+    assert len(corpus.skipped) == len(sentences)
+    for told, sentence in zip(corpus.skipped, sentences, strict=True):
+        assert re.search(sentence, told)
+    (first, last) = (sections[0] for sections in (corpus.train, corpus.held_out))
+    assert (len(corpus.train), len(corpus.held_out)) == (1, 1)
+    assert (first.text[0], last.text[0]) == {"tsv": ("b", "e")}.get(kind, ("a", "b"))
+    assert last.last
 
 
 def test_lines_with_tabs_are_pairs_and_evenly_spread_ones_are_held_out(tmp_path):
