@@ -21,6 +21,9 @@ REMAT_POLICIES = ("none", "dots", "minimal", "qkv", "full", "offload")
 # Sources of rows that are made up as they are needed, for networks that predict what comes next.
 TASKS = ("induction", "recall", "copy", "regression", "lookup", "lags")
 
+# Optimizers whose updates have the same size whatever that of the gradient is, so that `model.base_width` has rules.
+WIDTH_RULES = ("adamw", "lion", "schedule_free")
+
 # What kernels cannot do: by which setting it is asked for, and whether a value of it does.
 KERNELS_WITHOUT: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
     (("fused",), "attention_softcap", bool, "soft-cap"),
@@ -139,6 +142,7 @@ def check_network(config: Config) -> Config:
         raise ConfigError(f"--model.dropout={config.model.dropout} would drop everything: it must be below 1.")
     _check_remat(config.model.remat)
     _check_matmul(config)
+    _check_base_width(config)
     if is_recurrent(config):
         _check_recurrent(config)
     else:
@@ -172,6 +176,29 @@ def _check_matmul(config: Config) -> None:
             raise ConfigError(
                 f"--model.matmul={model.matmul} is for linear maps alone, and {setting} multiplies otherwise too: "
                 f"use --model.matmul=default, or {instead}."
+            )
+
+
+def _check_base_width(config: Config) -> None:
+    model = config.model
+    unable = (
+        (model.network not in ("decoder", "encoder"), f"--model.network={model.network}", "--model.network=decoder"),
+        (model.attention not in ("mha", "gqa", "mqa"), f"--model.attention={model.attention}", "--model.attention=gqa"),
+        (model.num_experts > 0, f"--model.num_experts={model.num_experts}", "--model.num_experts=0"),
+        (model.lora_rank > 0, f"--model.lora_rank={model.lora_rank}", "--model.lora_rank=0"),
+        (model.scale_embeddings, "--model.scale_embeddings", "--nomodel.scale_embeddings"),
+        (model.attention_scale > 0, f"--model.attention_scale={model.attention_scale}", "--model.attention_scale=0"),
+        (
+            config.optimizer.name not in WIDTH_RULES,
+            f"--optimizer.name={config.optimizer.name}",
+            f"--optimizer.name={WIDTH_RULES[0]}",
+        ),
+    )
+    for is_so, given, instead in unable:
+        if model.base_width and is_so:
+            raise ConfigError(
+                f"--model.base_width={model.base_width} has no rules for {given}: use {instead}, or "
+                f"--model.base_width=0."
             )
 
 
@@ -325,6 +352,26 @@ def _check_run(config: Config) -> None:
 def head_width(config: Config) -> int:
     """Width H of one attention head."""
     return config.model.head_width or config.model.width // config.model.num_heads
+
+
+def times_wider(config: Config) -> float:
+    """By how much the network is wider than the one that its learning rate was found for (µP); 1 without one."""
+    model = config.model
+    return model.width / model.base_width if model.base_width else 1.0
+
+
+def attention_scale(config: Config) -> float:
+    """What the scores of attention are multiplied by: 1 / sqrt(head width) at the base width, then 1 / head width."""
+    model = config.model
+    if model.attention_scale:
+        return model.attention_scale
+    wider = 1.0 if model.head_width else times_wider(config)
+    return (head_width(config) * wider) ** -0.5
+
+
+def logit_scale(config: Config) -> float:
+    """What output logits are multiplied by."""
+    return config.model.logit_scale / times_wider(config)
 
 
 def num_kv_heads(config: Config) -> int:

@@ -33,6 +33,13 @@ class Model:
     num_layers: int = setting(4, "Number of layers: Transformer blocks or LSTMs.", at_least=1)
     encoder_layers: int = setting(0, "Layers of the encoder in an encoder-decoder; 0 is num_layers.", at_least=0)
     width: int = setting(256, "Model width D: the size of the vector that stands for a token.", at_least=1)
+    base_width: int = setting(
+        0,
+        "µP (Yang et al. 2022): the width at which the learning rate was found; at every other one, initial sizes, "
+        "scores, logits and the learning rates of layers are set so that it stays the best one. Heads grow with the "
+        "width unless head_width is given. 0 is off.",
+        at_least=0,
+    )
     num_heads: int = setting(8, "Number of attention (query) heads N.", at_least=1)
     attention: str = setting(
         "gqa",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import head_width, num_kv_heads
+from configs.convert import attention_scale, head_width, num_kv_heads
 from configs.schema import Config
 from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain
@@ -169,8 +169,8 @@ def read(
     """
     config: Config = module.config  # type: ignore[attr-defined]
     model = config.model
-    N, H = query_BTNH.shape[2:]
-    scale = scale or model.attention_scale or H**-0.5
+    N = query_BTNH.shape[2]
+    scale = scale or attention_scale(config)
     sight, sinks_N = places.sight, None
     if model.attention_sinks:
         sinks_N = module.param("sinks", nn.initializers.zeros, (N,), jnp.dtype(model.param_dtype))

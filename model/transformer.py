@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import has_final_norm, layer_windows, max_length
+from configs.convert import has_final_norm, layer_windows, logit_scale, max_length
 from configs.schema import Config
 from model import packed, positions
 from model.apart import Apart
@@ -205,8 +205,8 @@ def to_scores(config: Config, tokens: Embedding, x_BTD: jax.Array) -> jax.Array:
     else:
         output = Linear(config, (model.width,), (V,), bias=False, exact=True, name="output")
         scores_BTV = output(x_BTD).astype(jnp.float32)
-    if model.logit_scale != 1:
-        scores_BTV = scores_BTV * model.logit_scale
+    if logit_scale(config) != 1:
+        scores_BTV = scores_BTV * logit_scale(config)
     if model.output_bias:
         scores_BTV = scores_BTV + OutputBias(config, name="output_bias")()[None, None]
     return constrain(scores_BTV, "rows", "length", "vocabulary")

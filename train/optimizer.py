@@ -19,7 +19,7 @@ from optax.contrib import (
     schedule_free_eval_params,
 )
 
-from configs.convert import in_use
+from configs.convert import in_use, times_wider
 from configs.schema import Config, ConfigError
 from model.lora import LORA, is_trained
 
@@ -107,6 +107,8 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     settings = config.optimizer
     rate = schedule(config)
     chain: list[Any] = [_direction(config, params_shape)]
+    if times_wider(config) != 1:
+        chain.append(_narrower_steps(config))
     if in_use(settings.weight_decay):
         mask = None if settings.decay_mask == "all" else decay_mask(params_shape)
         chain.append(optax.add_decayed_weights(settings.weight_decay, mask))
@@ -117,6 +119,21 @@ def make_optimizer(config: Config, params_shape: Params) -> optax.GradientTransf
     if in_use(settings.clip_norm):
         chain.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     return _only_trained(config, params_shape, _in_float32(optax.chain(*chain), settings.state_dtype))
+
+
+def _narrower_steps(config: Config) -> optax.GradientTransformation:
+    """With µP, kernels of layers learn slower in a wider network, as each of their outputs sums over more inputs.
+
+    Yang et al. 2022 ("Tensor Programs V"), table 8, for optimizers whose updates are of a size of their own. What is
+    looked up (embeddings) and what shifts or scales is left alone, and so is the output layer, whose logits are scaled
+    instead (`configs.convert.logit_scale`). Decay is added behind this: it pulls as much at each width.
+    """
+
+    def scale(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        this = parameter(path, x.ndim)
+        return x / times_wider(config) if this.kind == "kernel" and this.layer_axes else x
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def _only_trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from configs.convert import (
+    attention_scale,
     encoder_layers,
     head_width,
     latent_rope_width,
@@ -43,8 +44,8 @@ def scaled_panel(config: Config) -> Panel:
     scale = f"÷ √({wide})" if rotated else f"÷ √{H}"
     if rotated and translates(config):
         scale += f", in cross-attention ÷ √{H}"
-    if model.attention_scale:
-        scale = f"× {model.attention_scale:g}"
+    if model.attention_scale or model.base_width:
+        scale = f"× {attention_scale(config):g}"
     steps = [Step("MatMul", "each query · each key", MIX), Step("Scale", scale)]
     if model.attention_softcap:
         cap = f"{model.attention_softcap:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from configs.convert import feed_forward_width, head_width, max_length, num_kv_heads
+from configs.convert import feed_forward_width, head_width, logit_scale, max_length, num_kv_heads
 from configs.schema import Config
 from launch.views.structure_canvas import ADD, BEND, EMBED, LINEAR, MIX, NORM, Step
 
@@ -61,8 +61,8 @@ def to_probabilities(config: Config) -> list[Step]:
     model, D, V = config.model, config.model.width, config.tokenizer.vocab_size
     note = "the embedding table, transposed" if model.tied_embeddings else f"linear, {D} → {V}"
     steps = [Step("Output layer", note, EMBED if model.tied_embeddings else LINEAR)]
-    if model.logit_scale != 1:
-        steps.append(Step("Scale", f"× {model.logit_scale:.4g}"))
+    if logit_scale(config) != 1:
+        steps.append(Step("Scale", f"× {logit_scale(config):.4g}"))
     if model.output_bias:
         steps.append(Step("+ output bias", f"{V} numbers", EMBED))
     if model.logit_softcap:

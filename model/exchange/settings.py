@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.convert import (
+    attention_scale,
     encoder_layers,
     feed_forward_width,
     has_final_norm,
     head_width,
     layer_windows,
+    logit_scale,
     max_length,
     num_kv_heads,
 )
@@ -31,7 +33,7 @@ Settings = dict[str, Any]  # of `configs.schema.Model`, and `vocab_size`
 # What a training run is set to, or how a device computes, is no part of what a network computes.
 NOT_THE_NETWORK = (
     "dropout", "lora_rank", "lora_alpha", "lora_targets", "dtype", "param_dtype", "matmul", "layers", "remat",
-    "kernel", "router_balance", "router_z_loss",
+    "kernel", "router_balance", "router_z_loss", "base_width",
 )  # fmt: skip
 ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact", "silu": "silu",
@@ -58,7 +60,7 @@ def canonical(config: Config) -> Settings:
         del settings[name]
     settings["vocab_size"] = config.tokenizer.vocab_size
     settings["head_width"], settings["feed_forward_width"] = head_width(config), feed_forward_width(config)
-    settings["attention_scale"] = model.attention_scale or head_width(config) ** -0.5
+    settings["attention_scale"], settings["logit_scale"] = attention_scale(config), logit_scale(config)
     settings["final_norm"] = "on" if has_final_norm(config) else "off"
     settings["qkv_biases"] = model.qkv_biases or model.biases
     settings["windows"] = tuple(layer_windows(config, model.num_layers))

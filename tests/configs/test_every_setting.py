@@ -341,6 +341,7 @@ SETTINGS: dict[str, list[Look]] = {
     "model.query_latent_width": [(program, LATENT, [0, 8])],
     "model.latent_rope_width": [(program, LATENT, [0, 4])],
     "model.convolution": [(program, DELTA, [0, 3, 4])],
+    "model.base_width": [(program, {}, [0, 8])],
     "model.attention_scale": [(program, {}, [0.0, 1.0])],
     "model.alignment": [(program, {"model.network": "lstm_encoder_decoder"}, ["luong", "bahdanau"])],
     "model.num_kv_heads": [(program, {}, [0, 2, 4])],
