@@ -1,4 +1,4 @@
-"""Heads divide the work: where two words have to be looked at, one head cannot, and of several each has its own."""
+"""Heads divide the work: where two words have to be looked at, one head does not, and of several each has its own."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(setup: Setup) -> Outcome:
         Chart("Loss without a head", "", "nats per word", losses, "bar"),
     ]
     notes = [
-        f"What a head reads is one average: of two words of which each counts differently, it cannot keep both. "
+        f"What a head reads is one average: to tell two words apart in it, they would have to weigh differently. "
         f"Guessing among {WORDS} words is right in {1 / WORDS:.0%}."
     ]
     return Outcome(checks, {"right": right, "loss": plain, "heads": table}, charts, notes)
