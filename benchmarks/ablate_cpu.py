@@ -1,18 +1,20 @@
 """Eight seeds and learning rates of a small network in one program, against the same runs one after another.
 
-uv run python -m benchmarks.ablate_cpu --runs=8 --steps=60 --source='text:docs/*.md'
+uv run python -m benchmarks.ablate_cpu --runs=8 --steps=160 --source='text:docs/*.md'
 
-Both are `train.together.train_together`; one after another is a run alone, times their number; compiling counts for
-neither. Prints, as one JSON object, seconds and CPU seconds of both (the shortest of some rounds, taken in turns) and
-how much faster together is.
+Both are `train.together.train_together`: all at once on as many devices as there are cores, as launch.ablate does it;
+and one run alone on one device, times their number. Compiling counts for neither. Each is measured in a process of its
+own, in turns. Prints, as one JSON object, seconds and CPU seconds of a step of all runs (the shortest of some rounds)
+and how much faster together is.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags
 
@@ -24,54 +26,55 @@ from train.data.tokenizer import make_tokenizer
 FLAGS = flags.FLAGS
 
 
-def seconds_per_step(train: Callable[[Callable[[], None]], Any]) -> tuple[float, float]:
-    """Seconds and CPU seconds of a step, from the third on: compiling is over then."""
+def measure(runs: int) -> tuple[float, float]:
+    """Seconds and CPU seconds that a step of `runs` runs took, once compiling was over."""
+    from train.together import MOST_STEPS, train_together
+
+    config = override(
+        preset("smoke"),
+        {"train.steps": FLAGS.steps, "train.eval_every": 0, "train.eval_batches": 1, "data.source": FLAGS.source},
+    )
+    corpus = open_corpus(config.data)
+    tokenizer = make_tokenizer(config.tokenizer, corpus)
+    configs = [
+        override(config, {"train.seed": number, "optimizer.learning_rate": 1e-3 * (1 + number)})
+        for number in range(runs)
+    ]
     marks: list[tuple[float, float]] = []
-    train(lambda: marks.append((time.perf_counter(), time.process_time())))
-    first, last = marks[2], marks[-1]
-    return (last[0] - first[0]) / (len(marks) - 3), (last[1] - first[1]) / (len(marks) - 3)
+    train_together(configs, corpus, tokenizer, lambda: marks.append((time.perf_counter(), time.process_time())))
+    # The first call compiles, and dispatches without waiting; the second waits for the first.
+    first, last = marks[2 * MOST_STEPS], marks[-1]
+    steps = len(marks) - 1 - 2 * MOST_STEPS
+    return (last[0] - first[0]) / steps, (last[1] - first[1]) / steps
+
+
+def measured(runs: int) -> tuple[float, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ablate_cpu", *sys.argv[1:], f"--only={runs}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main(_: list[str]) -> None:
     """Both, in turns."""
-    from train.together import train_together
+    if FLAGS.only:
+        import jax
 
-    config = override(
-        preset("smoke"),
-        {
-            "train.steps": FLAGS.steps,
-            "train.eval_every": 0,
-            "train.eval_batches": 1,
-            "model.layers": "scan",
-            "data.source": FLAGS.source,
-        },
-    )
-    corpus = open_corpus(config.data)
-    tokenizer = make_tokenizer(config.tokenizer, corpus)
-    runs = [
-        override(config, {"train.seed": number, "optimizer.learning_rate": 1e-3 * (1 + number)})
-        for number in range(FLAGS.runs)
-    ]
-
-    sides = (runs, runs[:1])
-    rounds = [
-        [
-            seconds_per_step(lambda on_step, side=side: train_together(side, corpus, tokenizer, on_step))
-            for side in sides
-        ]
-        for _ in range(FLAGS.rounds)
-    ]
-    best = [[min(one[side][kind] for one in rounds) for kind in (0, 1)] for side in (0, 1)]
+        jax.config.update("jax_num_cpu_devices", (os.cpu_count() or 1) if FLAGS.only > 1 else 1)
+        print(json.dumps(measure(FLAGS.only)))
+        return
+    rounds = [(measured(FLAGS.runs), measured(1)) for _ in range(FLAGS.rounds)]
+    together, alone = ([min(one[side][kind] for one in rounds) for kind in (0, 1)] for side in (0, 1))
     print(
         json.dumps(
             {
                 "runs": FLAGS.runs,
-                "together_seconds": best[0][0],
-                "one_after_another_seconds": best[1][0] * FLAGS.runs,
-                "together_cpu_seconds": best[0][1],
-                "one_after_another_cpu_seconds": best[1][1] * FLAGS.runs,
-                "faster": best[1][0] * FLAGS.runs / best[0][0],
-                "fewer_cpu_seconds": best[1][1] * FLAGS.runs / best[0][1],
+                "together_seconds": together[0],
+                "one_after_another_seconds": alone[0] * FLAGS.runs,
+                "together_cpu_seconds": together[1],
+                "one_after_another_cpu_seconds": alone[1] * FLAGS.runs,
+                "faster": alone[0] * FLAGS.runs / together[0],
+                "fewer_cpu_seconds": alone[1] * FLAGS.runs / together[1],
             }
         )
     )
@@ -79,7 +82,8 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("runs", 8, "Runs, each with a seed and a learning rate of its own.")
-    flags.DEFINE_integer("steps", 60, "Steps of each run.")
+    flags.DEFINE_integer("steps", 160, "Steps of each run, a multiple of 16.")
+    flags.DEFINE_integer("only", 0, "Only measure so many runs together, here.")
     flags.DEFINE_integer("rounds", 3, "Times that each is measured.")
     flags.DEFINE_string("source", "stdlib", "What is read, as --data.source.")
     app.run(main)

@@ -13,6 +13,7 @@ docs/ablations.md shows a whole one.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -90,6 +91,9 @@ def run() -> int | None:
     if FLAGS.print_config:
         print(config_flags.to_json(base))
         return None
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Runs of one program are spread over devices: on a CPU, each on a core.
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
     start.prepare_jax()
     from train.ablation import Corpora, Results, plan, tokens_of, train_all
     from train.scaling import check_sizes

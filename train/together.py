@@ -1,9 +1,10 @@
 """Several runs in one compiled program: those that differ in seeds and in numbers that no shape depends on.
 
 The step is that of `train/step.py`, over states stacked on a leading axis, with the numbers that differ as arrays in
-the config. Each run gets the batches of its own seed, and comes to what it would have come to alone.
+the config. Each run gets the batches of its own seed, and comes to what it would have come to alone. Several steps are
+one call of the program: between two calls, Python and the dispatch to devices take as long as a small network's step.
 
-Shapes: R runs.
+Shapes: R runs, K steps of one call.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ NUMBERS = (
     "optimizer.clip_norm", "optimizer.ema_decay", "train.z_loss", "train.label_smoothing", "train.spike_factor",
     "model.dropout",
 )  # fmt: skip
+MOST_STEPS = 16  # Of one call.
 NEVER_OFF = ("train.seed", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.end_fraction")
 Line = dict[str, float]
 
@@ -63,7 +65,7 @@ def train_together(
 
     Args:
       configs: of one program (`program_of`), with the vocabulary's real size.
-      on_step: called after each step that was dispatched.
+      on_step: called after each step that was dispatched; several times in a row where they were dispatched at once.
       on_evaluation: called after each evaluation with the lines so far; training ends there if it says so.
       free: NUMBERS that the compiled program is to leave open even if all configs agree on them, so that it serves
         the next ones too.
@@ -85,15 +87,19 @@ def train_together(
     stacked = len(seeds) > 1
     values = {name: jax.device_put(value_R, spread) for name, value_R in differing.items()}
     state = jax.jit(jax.vmap(state_of, axis_size=R), out_shardings=spread)(values)
-    step_all = jax.jit(jax.vmap(step_of, (0, 0, 0 if stacked else None)), donate_argnums=1)
+    steps_all = jax.jit(jax.vmap(_several(step_of), (0, 0, 0 if stacked else None)), donate_argnums=1)
     sums_of = evaluation_sums(build(config), tokenizer.byte_lengths)
     evaluate = jax.jit(jax.vmap(lambda state, batch: sums_of(evaluation_params(config, state), batch), (0, None)))
 
-    def next_batch() -> dict[str, jax.Array]:
-        batches = {seed: next(stream) for seed, stream in streams.items()}
+    def next_batches(count: int) -> dict[str, jax.Array]:
+        """Those of `count` steps: [K, B, T], or [R, K, B, T] where runs read different ones."""
+        of_seed = {}
+        for seed, stream in streams.items():
+            batches = [next(stream) for _ in range(count)]
+            of_seed[seed] = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         if not stacked:
-            return jax.device_put(batches[seeds[0]], alike)
-        rows = [batches[config.train.seed] for config in configs]
+            return jax.device_put(of_seed[seeds[0]], alike)
+        rows = [of_seed[config.train.seed] for config in configs]
         return jax.device_put({name: np.stack([row[name] for row in rows]) for name in rows[0]}, spread)
 
     lines: list[list[Line]] = [[] for _ in configs]
@@ -101,23 +107,27 @@ def train_together(
     pending: tuple[int, Any] | None = None
 
     def settle() -> None:
-        """Reads the metrics of the step that was dispatched last; the next one is on its way."""
+        """Reads the metrics of the steps that were dispatched last; the next ones are on their way."""
         nonlocal pending
         if pending is None:
             return
-        (step, metrics), pending = pending, None
-        logs = step == 1 or step % config.train.log_every == 0 or step == config.train.steps
-        found = {name: np.asarray(value_R, np.float64) for name, value_R in metrics.items()}
-        for run in np.flatnonzero(~stopped & (logs | (found["train/anomaly"] != 0))):
-            lines[run].append({"step": step, **{name: float(value_R[run]) for name, value_R in found.items()}})
-        if config.train.anomaly == "stop":
-            stopped[:] |= found["train/anomaly"] != 0
+        (last, metrics), pending = pending, None
+        found_RK = {name: np.asarray(value_RK, np.float64) for name, value_RK in metrics.items()}
+        for place, step in enumerate(range(last - at_once + 1, last + 1)):
+            found = {name: value_RK[:, place] for name, value_RK in found_RK.items()}
+            logs = step == 1 or step % config.train.log_every == 0 or step == config.train.steps
+            for run in np.flatnonzero(~stopped & (logs | (found["train/anomaly"] != 0))):
+                lines[run].append({"step": step, **{name: float(value_R[run]) for name, value_R in found.items()}})
+            if config.train.anomaly == "stop":
+                stopped[:] |= found["train/anomaly"] != 0
 
-    for step in range(1, config.train.steps + 1):
-        state, metrics = step_all(values, state, next_batch())
+    at_once = _steps_at_once(config)
+    for step in range(at_once, config.train.steps + 1, at_once):
+        state, metrics = steps_all(values, state, next_batches(at_once))
         settle()
         pending = step, metrics
-        on_step()
+        for _ in range(at_once):
+            on_step()
         every = config.train.eval_every
         if step == config.train.steps or (every and step % every == 0):
             settle()
@@ -151,6 +161,19 @@ def _program(
         return make_train_step(*parts(values), tokenizer.byte_lengths)(state, batch)
 
     return state_of, step_of
+
+
+def _several(step_of: Callable[..., Any]) -> Callable[..., Any]:
+    """(values, state, batches [K, ...]) -> (state, metrics [K]): one step after another."""
+    return lambda values, state, batches: jax.lax.scan(
+        lambda state, batch: step_of(values, state, batch), state, batches
+    )
+
+
+def _steps_at_once(config: Config) -> int:
+    """How many steps K a call takes, so that calls end where evaluations are."""
+    every = math.gcd(config.train.steps, config.train.eval_every)  # Without evaluations on the way, all of the steps.
+    return max(count for count in range(1, min(MOST_STEPS, every) + 1) if every % count == 0)
 
 
 def _differing(configs: Sequence[Config], free: Collection[str]) -> dict[str, np.ndarray]:
