@@ -22,7 +22,7 @@ from absl import flags
 
 from configs import flags as config_flags
 from configs.convert import fills_in, translates
-from configs.schema import Config
+from configs.schema import Config, ConfigError
 from launch import processes, start
 from train.stop import RESTART, Stop, Stopped
 
@@ -67,6 +67,11 @@ def begin() -> None:
 def run() -> int | None:
     """Train to the end of the config, or until a signal asks to stop; then samples and the report."""
     config = config_flags.resolve()
+    if "://" in FLAGS.run:
+        raise ConfigError(
+            f"--run={FLAGS.run}: a run folder is a folder of this machine. Mount the bucket, as with gcsfuse, "
+            "and give the folder in it; on clusters launch.submit --storage does that."
+        )
     if FLAGS.print_config:
         print(config_flags.to_json(config))
         return None

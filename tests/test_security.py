@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,31 @@ def test_a_chat_template_reaches_nothing_but_the_messages(tmp_path, template):
     with pytest.raises(ChatError):
         ChatTemplate(template.replace("SIGN", str(sign))).render([{"role": "user", "content": "Hello"}])
     assert not sign.exists()
+
+
+def audited(monkeypatch, folder: Path, packages: list[dict], exploited: set[str]) -> int:
+    """The status of the gate's audit, where pip-audit says this and these are known to be exploited."""
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    says = folder / "pip-audit"
+    says.write_text(f"#!/bin/sh\necho '{json.dumps({'dependencies': packages})}'\nexit 1\n")
+    says.chmod(0o755)
+    monkeypatch.setattr(audit, "exploited", lambda: exploited)
+    monkeypatch.setattr(sys, "argv", ["audit", str(says)])
+    return audit.main()
+
+
+def test_the_gate_fails_on_vulnerabilities_that_are_known_to_be_exploited_alone(monkeypatch, tmp_path, capsys):
+    found = {"id": "PYSEC-1", "aliases": ["CVE-2030-1"], "fix_versions": ["2"]}
+    packages = [{"name": "old", "version": "1", "vulns": [found]}, {"name": "other", "skip_reason": "unknown"}]
+    assert audited(monkeypatch, tmp_path, packages, {"CVE-2030-2"}) == 0
+    told = capsys.readouterr().out
+    assert "old 1: CVE-2030-1, PYSEC-1; mended in 2" in told
+    assert "does not know them: other" in told
+    assert audited(monkeypatch, tmp_path, packages, {"CVE-2030-1"}) == 1
+    assert "EXPLOITED: old 1" in capsys.readouterr().out
+    assert audited(monkeypatch, tmp_path, packages[1:], set()) == 0
+    assert capsys.readouterr().out.startswith("The advisory service cannot be reached, nothing was audited")

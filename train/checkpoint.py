@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from configs import schema
 from configs.convert import from_dict, to_dict
 from configs.schema import Config
 from train import checksums, processes
+from train.run import retried
 from train.step import TrainState
 
 if TYPE_CHECKING:
@@ -35,6 +39,14 @@ FOLDER = "checkpoints"
 DAMAGED = "damaged"
 KINDS = "a run folder, one of its steps as DIR@STEP, a Hugging Face folder, hf:ORG/NAME, gguf:FILE, or smollm2"
 ITEMS = ("state", "data", "config", "tokenizer")
+# What the system says where nothing can be written, and what helps; TensorStore says it behind long paths.
+OUT_OF = {
+    os.strerror(number): f"{what} or choose another place with --run; the newest checkpoint is as good as it was."
+    for number, what in {
+        errno.ENOSPC: "Make room", errno.EDQUOT: "Make room", errno.EROFS: "Make it writable",
+        errno.EACCES: "Give this user the right to write there",
+    }.items()
+}  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -123,7 +135,7 @@ class Checkpoints:
             folder = self._run_dir / FOLDER
             for place in (*folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder(self._saving)):
                 if place.exists():
-                    checksums.write(place)
+                    retried(functools.partial(checksums.write, place))
 
     def newest_good(self) -> int | None:
         """The step of the newest checkpoint whose files are what was written, or None if there is no checkpoint.
@@ -395,7 +407,8 @@ def _clear_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # TensorStore's errors have no class of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{what}: {lines[0][:300]}") from error
+        why = next((f"{why}. {OUT_OF[why]}" for why in OUT_OF if why in str(error)), lines[0][:300])
+        raise CheckpointError(f"{what}: {why}") from error
 
 
 def _hush() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,10 @@ MAY_CHANGE = (
     "mesh.", "data.prefetch", "data.directory", "data.bad_records", "train.keep", "train.wandb", "train.anomaly",
     "train.rollbacks", "train.spike_factor",
 )  # fmt: skip
+
+# Errors that pass where storage is far away, and the seconds between two tries.
+PASSING = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT)
+PAUSES = (0.5, 2.0, 8.0)
 
 
 class RunFolderError(RuntimeError):
@@ -163,10 +170,30 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises RunFolderError where it cannot be written.
     """
-    with writing(path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write() -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+
+    with writing(path):
+        retried(write)
+
+
+def retried(write: Callable[[], None]) -> None:
+    """Calls what writes a file as a whole, again where the storage did not answer, as one that is far away may.
+
+    Raises the OSError of the last try, or at once one that waiting does not mend, such as a full disk.
+    """
+    for pause in PAUSES:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            print(f"Tried again in {pause:g} s: {error}", file=sys.stderr)
+        time.sleep(pause)
+    return write()
 
 
 @contextlib.contextmanager

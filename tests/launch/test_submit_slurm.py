@@ -12,13 +12,19 @@ import pytest
 import submitted
 from slurm_cluster import Cluster, why_not
 
+from launch.clusters import job as jobs
+from launch.clusters import slurm
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=f"Slurm {why_not()}")]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        yield cluster
     cluster.close()
 
 
@@ -29,22 +35,28 @@ class Submitted:
         self.cluster, self.home, self.name, self.run = cluster, home, name, home / name
         command = submitted.training(text, self.run)
         self.ask("--on=slurm", "--nodes=2", "--partition=low", "--grace=60", "--yes", "--nofollow", command=command)
-        self.identity = self.state()["identity"]
+        self.find()
 
     def ask(self, *flags: str, **more) -> str:
-        return submitted.submit(self.home, *flags, **more, **self.cluster.environment)
+        return submitted.submit(self.home, *flags, **more)
 
-    def state(self) -> dict[str, str]:
-        return json.loads(self.ask(f"--status={self.name}", "--json"))
+    def find(self) -> None:
+        """Notes the job, and how Slurm calls it."""
+        self.identity = json.loads(self.ask(f"--status={self.name}", "--json"))["identity"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(self.home / "state"))
+            self.job = jobs.load(self.name)[0]
 
-    def wait_for(self, what: str, restarts: int, seconds: float = 300) -> dict[str, str]:
+    def wait_for(self, what: str, restarts: int, seconds: float = 300) -> None:
+        """Asks as --status does, without starting a program each time."""
         deadline = time.monotonic() + seconds
-        while (state := self.state())["state"] != what or f"restarts {restarts}," not in state["detail"]:
+        while (
+            state := slurm.state(self.job, self.identity)
+        ).what != what or f"restarts {restarts}," not in state.detail:
             assert time.monotonic() < deadline, (state, self.log(), self.cluster.logs())
-            if state["state"] == "waiting" and restarts:  # Slurm lets two minutes pass before it starts a job again.
+            if state.what == "waiting" and restarts:  # Slurm lets two minutes pass before it starts a job again.
                 self.cluster.call("scontrol", "update", f"JobId={self.identity}", "StartTime=now")
-            time.sleep(2)
-        return state
+            time.sleep(0.5)
 
     def log(self) -> str:
         return (self.run / "slurm.log").read_text()[-4000:]
@@ -83,7 +95,7 @@ def test_a_run_that_is_preempted_and_then_loses_a_node_ends_as_one_process_does(
     cluster.start_node("n2")
     run.wait_for("running", restarts=2)
     assert run.ask("--logs=two")
-    assert run.wait_for("done", restarts=2)
+    run.wait_for("done", restarts=2)
 
     submitted.submit(
         tmp_path, "--on=local", "--devices=2", "--yes", command=submitted.training(text, tmp_path / "alone")
@@ -102,7 +114,7 @@ def test_a_run_that_is_cancelled_saves_and_is_not_started_again_until_it_is_resu
     assert "queued again" not in run.log()
     run.ask("--resume=cancelled", "--yes", "--nofollow")
     submitted.wait_for_step(run.run, saved + 10)
-    run.identity = run.state()["identity"]
+    run.find()
     cluster.call("scancel", run.identity)  # As a person may do it.
     run.wait_for("saved", restarts=0)
     assert submitted.last_step(run.run) < submitted.STEPS

@@ -5,11 +5,14 @@ A fork server that has everything imported makes a process ready in a second.
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -26,7 +29,7 @@ from configs.convert import override
 from configs.presets import smoke
 from configs.schema import Config, ConfigError
 from model.sharding import make_mesh
-from train import loop
+from train import checksums, loop, run
 from train.checkpoint import CheckpointError, Checkpoints, finished_steps
 from train.data.pipeline import train_batches
 from train.data.sections import DataError
@@ -369,6 +372,79 @@ def test_a_full_disk_is_one_clear_error(short, tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match=r"cannot be written: .*metrics.jsonl: No space left on device. Make room"):
         train(short, tmp_path, "command")
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts file systems of their own, which takes root, and the right to."""
+    places: dict[Path, None] = {}
+
+    def mount(place: Path, *options: str) -> Path:
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *options, place], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        places.update({place: None})
+        return place
+
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount here")
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_clear_error_and_what_was_saved_stays_good(short, tmp_path, mounted, capfd):
+    disk = mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=6m", "tmpfs")
+    config, folder = override(short, {"train.steps": 40, "train.checkpoint_every": 1, "train.keep": 100}), disk / "run"
+    with pytest.raises(
+        (CheckpointError, RunFolderError), match=rf"{folder}.*No space left on device. Make room"
+    ) as caught:
+        train(config, folder, "command")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    saved = finished_steps(folder)
+    assert 0 < len(saved) < 40
+    assert [checksums.damage(folder / "checkpoints" / str(step)) for step in saved] == [None] * len(saved)
+    # There is room again, and the same command goes on.
+    mounted(disk, "-o", "remount,size=60m")
+    assert train(config, folder, "command").finished
+
+
+@pytest.mark.slow
+def test_a_folder_that_became_read_only_is_one_clear_error(short, tmp_path, mounted):
+    disk = mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=60m", "tmpfs")
+    folder = disk / "run"
+    train(short, folder, "command")
+    saved = finished_steps(folder)
+    mounted(disk, "-o", "remount,ro")
+    with pytest.raises(
+        RunFolderError, match=f"cannot be written: {folder}.*Read-only file system. Make room or choose"
+    ):
+        train(override(short, {"train.keep": 3}), folder, "command")
+    assert finished_steps(folder) == saved
+    assert checksums.damage(folder / "checkpoints" / str(saved[-1])) is None
+
+
+def test_a_write_that_fails_is_tried_again_where_that_may_help(tmp_path, monkeypatch, capsys):
+    tries, write_text = [], Path.write_text
+
+    def failing(self: Path, *args: Any, **more: Any) -> int:
+        tries.append(self)
+        if len(tries) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return write_text(self, *args, **more)
+
+    monkeypatch.setattr(run, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(Path, "write_text", failing)
+    run.write_atomically(tmp_path / "config.json", "{}")
+    assert ((tmp_path / "config.json").read_text(), len(tries)) == ("{}", 2)
+    assert capsys.readouterr().err == "Tried again in 0.01 s: [Errno 5] Input/output error\n"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunFolderError, match="Is a directory"):
+        run.write_atomically(tmp_path / "folder", "{}")
+    assert len(tries) == 3
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(short, tmp_path):
