@@ -81,7 +81,9 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         with writing(run_dir):
-            self._writer = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None)
+            # Its thread ends where the disk is full: nobody may wait for room in the queue then.
+            self._writer = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None, max_queue=1_000_000)
+        self._run_dir = run_dir
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a point to each metric's curve."""
@@ -89,8 +91,9 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is queued."""
-        self._writer.close()
+        """Writes what is queued. Raises RunFolderError where it cannot be written."""
+        with writing(self._run_dir):
+            self._writer.close()
 
 
 class WeightsAndBiases:
