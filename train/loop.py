@@ -207,7 +207,8 @@ class Trainer:
     def stop(self) -> bool:
         """Whether any process was asked to stop; to be called by all of them, wherever the run can end."""
         self.watchdog.beat(self.step)
-        return self.agreed()
+        with self.watchdog.waits():
+            return self.agreed()
 
     def is_due(self, every: int) -> bool:
         """Whether something is due now that is done every so many steps (0: never), and at the end."""
@@ -220,7 +221,8 @@ class Trainer:
         with self.ledger.spent_on("data"):
             batch = put(next(self.batches), self.mesh)
         if self.compiled:
-            self.state, metrics = self.train_step(self.state, batch)
+            with self.watchdog.waits():  # Where the devices have enough to do, for them.
+                self.state, metrics = self.train_step(self.state, batch)
         else:
             with self.ledger.spent_on("compile"):
                 self.state, metrics = jax.block_until_ready(self.train_step(self.state, batch))

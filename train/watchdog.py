@@ -22,6 +22,7 @@ from train import processes
 from train.stop import RESTART
 
 LOOKS = 10.0  # Seconds between two looks, at most.
+OFTEN = 3  # A process that holds up the others in so many looks in a row is named: once may be a compilation.
 
 
 class Watchdog:
@@ -36,7 +37,7 @@ class Watchdog:
         self._folder, self._seconds, self._farewell = folder, seconds, farewell
         self._step, self._waited, self._beaten = 0, 0.0, time.monotonic()
         self._before = (0, 0.0, self._beaten)  # Step, seconds waited and time of the look before.
-        self._named: set[int] = set()
+        self._suspected: dict[int, list[int]] = {}  # The steps at which a process held up the others, in a row.
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -78,8 +79,14 @@ class Watchdog:
         for process, one in told.items():
             others = [other["own"] for number, other in told.items() if number != process]
             usual = statistics.median(others) if others else one["own"]
-            if process not in self._named and one["own"] > 2 * usual and one["own"] - usual > one["seconds"] / 2:
-                self._named.add(process)
+            steps = self._suspected.setdefault(process, [])
+            if len(steps) == OFTEN or one["step"] in steps:
+                continue
+            if not (one["own"] > 2 * usual and one["own"] - usual > one["seconds"] / 2):
+                steps.clear()
+                continue
+            steps.append(one["step"])
+            if len(steps) == OFTEN:
                 print(
                     f"Process {process} holds up the others: of the {one['seconds']:.2f} s of a step it is at work "
                     f"itself for {one['own']:.2f} s (data, Python, a busy machine), the others for {usual:.2f} s.",
