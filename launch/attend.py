@@ -2,6 +2,7 @@
 
   uv run -m launch.attend --checkpoint=runs/quickstart --text="def add(self, other):" --png
   uv run -m launch.attend --checkpoint=runs/translate --text="Click the icon." --png          the alignment
+  uv run -m launch.attend --checkpoint=smollm2 --text="The dog barked because it saw a cat" --word=it --png
   uv run -m launch.attend --checkpoint=smollm2 --view=lens --text="The capital of France is"
   uv run -m launch.attend --checkpoint=smollm2 --view=patch --text="The capital of France is" \\
       --other="The capital of Italy is"
@@ -38,6 +39,10 @@ VIEWS = {
     "alignment": "of a translator: from which words each word was written",
 }
 TEXT = "def area(width, height):\n    return width *"
+_OF_VIEWS = {  # Flags that are of some views only; None: of what is shown by default.
+    "other": ("patch",), "layer": ("grid",), "texts": ("knockout",), "target": ("alignment", None),
+    "word": ("heads", "grid", "alignment", None),
+}  # fmt: skip
 PROBED = ("model", "knockout", "evolution")
 
 
@@ -59,6 +64,12 @@ def define(_: Sequence[str]) -> None:
     flags.DEFINE_string(
         "target", None, "The translation to look at, for networks that translate; by default what they write greedily."
     )
+    flags.DEFINE_string(
+        "word", None,
+        "For heads and grid: a word of the text; shown is the head in which it looks hardest at another one. For "
+        "alignment: a word of the translation; shown is what it was written from. Where a word stands several times, "
+        "the last is meant.",
+    )  # fmt: skip
     flags.DEFINE_integer("layer", None, "For grid: the layer of the head, from 0; by default a telling head is shown.")
     flags.DEFINE_integer("head", None, "For grid: the head in its layer, from 0.")
     flags.DEFINE_string("out", ".", "The folder to write to.")
@@ -77,10 +88,16 @@ def run() -> None:
     check()
     start.prepare_jax()
     from launch.pictures import Asked, see
+    from launch.progress import progress
 
     head = None if FLAGS.layer is None else (FLAGS.layer, FLAGS.head)
-    asked = Asked(texts(), target=FLAGS.target, other=FLAGS.other, head=head, drawn=not FLAGS.json)
-    view = see(FLAGS.checkpoint, FLAGS.view, asked, " ".join(["uv run -m launch.attend", *map(quoted, sys.argv[1:])]))
+    command = " ".join(["uv run -m launch.attend", *map(quoted, sys.argv[1:])])
+    with progress() as on_done:
+        asked = Asked(
+            texts(), target=FLAGS.target, other=FLAGS.other, head=head, word=FLAGS.word, drawn=not FLAGS.json,
+            on_done=on_done if sys.stderr.isatty() else None,
+        )  # fmt: skip
+        view = see(FLAGS.checkpoint, FLAGS.view, asked, command)
     if FLAGS.json:
         print(view.json())
     else:
@@ -97,9 +114,13 @@ def check() -> None:
         raise ConfigError(f"--text was given {len(FLAGS.text)} times: only --view=knockout is of several texts.")
     if (FLAGS.layer is None) != (FLAGS.head is None):
         raise ConfigError("--layer and --head name one head together: give both, or none.")
-    for flag, view in (("other", "patch"), ("layer", "grid"), ("texts", "knockout"), ("target", "alignment")):
-        if FLAGS[flag].value is not None and FLAGS.view not in (view, None if flag == "target" else view):
-            raise ConfigError(f"--{flag} is for --view={view}.")
+    for flag, views in _OF_VIEWS.items():
+        if FLAGS[flag].value is not None and FLAGS.view not in views:
+            raise ConfigError(f"--{flag} is for --view={', '.join(view for view in views if view)}.")
+    if FLAGS.word is not None and FLAGS.layer is not None:
+        raise ConfigError(
+            "--word picks the head in which that word looks hardest, --layer and --head another: leave one out."
+        )
 
 
 def texts() -> list[str]:

@@ -102,7 +102,9 @@ def look_at_translation(
         if side in places
     }
     alignment = Seen(named["written"], named["source"], weights_LNTS, causal=False, sinks=sinks)
-    return Translation(alignment, named["read"].tokens, (sources[0], read), **within)
+    return Translation(
+        alignment, named["read"].tokens, (sources[0], read), within.get("encoder"), within.get("decoder")
+    )
 
 
 def shown_pair(run: Run) -> Section:

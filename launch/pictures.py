@@ -24,6 +24,7 @@ import numpy as np
 from configs.convert import check_length, fills_in, is_recurrent, translates
 from configs.schema import ConfigError
 from launch.look import check_attends, count, logits, look_at, look_at_translation, looped, read_ids
+from launch.progress import Done
 from launch.silencing import CANDIDATES, knocked, knocked_alignment
 from launch.views.alignment import AlignmentView
 from launch.views.attention import HeadsView, telling_head
@@ -34,7 +35,7 @@ from launch.views.knockout import KnockoutView
 from launch.views.lens import LensView
 from launch.views.model import ModelView
 from launch.views.patch import PatchView
-from launch.views.pieces import Pieces
+from launch.views.pieces import Pieces, ends_at
 from launch.views.structure import structure_svg
 from launch.views.tokens import Expected, TokensView
 from launch.views.view import About, View
@@ -46,6 +47,7 @@ from model.lens.knockout import knock_out_heads
 from model.lens.logits import logit_lens
 from model.lens.patch import patch_everywhere
 from model.lens.record import record
+from model.lens.rest import OnLayer
 from train.checkpoint import CheckpointError, Restored, find, finished_steps, restore_params
 from train.scoring import given_logprobs
 
@@ -63,7 +65,14 @@ class Asked:
     other: str | None = None  # of `patch`: the other text
     checkpoint: str = ""  # of `evolution`: set by `see`
     head: tuple[int, int] | None = None  # of `grid`: layer and head; by default a telling one
+    word: str | None = None  # of `heads`, `grid` and `alignment`: who looks; by default a telling token
     drawn: bool = True  # whether more than numbers is wanted
+    on_done: Done | None = None  # is told what is counted, how many are done, and how many there are
+
+    @property
+    def on_layer(self) -> OnLayer | None:
+        """To be told how many layers were done without their heads, or patched."""
+        return None if self.on_done is None else partial(self.on_done, "layers")
 
 
 def see(checkpoint: str, view: str | None, asked: Asked, command: str = "") -> View:
@@ -96,7 +105,9 @@ def about(restored: Restored, text: str, command: str) -> About:
 def heads(restored: Restored, asked: Asked, command: str) -> View:
     """All heads on one text."""
     seen, ids = _seen(restored, asked)
-    return HeadsView(about(restored, _text(restored, asked, ids), command), seen, knocked(restored, ids, len(ids) - 1))
+    check = knocked(restored, ids, len(ids) - 1, asked.on_layer)
+    word = None if asked.word is None else ends_at(asked.word, seen.queries.texts)
+    return HeadsView(about(restored, _text(restored, asked, ids), command), seen, check, word)
 
 
 def model(restored: Restored, asked: Asked, command: str) -> View:
@@ -106,7 +117,9 @@ def model(restored: Restored, asked: Asked, command: str) -> View:
     scores = {name: np.asarray(of_LN) for name, of_LN in head_scores(weights_LBNTS, tokens_1T).items()}
     changes_LN = None
     if not fills_in(restored.config) and len(ids) > 1:
-        found_LNB = knock_out_heads(looped(restored), restored.params, tokens_1T, counted_BT=_counted(asked, [ids]))
+        found_LNB = knock_out_heads(
+            looped(restored), restored.params, tokens_1T, counted_BT=_counted(asked, [ids]), on_layer=asked.on_layer
+        )
         changes_LN = np.asarray(found_LNB[:, :, 0])
     return ModelView(about(restored, _text(restored, asked, ids), command), seen, scores, changes_LN)
 
@@ -118,8 +131,9 @@ def grid(restored: Restored, asked: Asked, command: str) -> View:
         there = f"this network has layers 0 to {L - 1} of heads 0 to {N - 1}."
         raise ConfigError(f"--layer={asked.head[0]} --head={asked.head[1]}: {there}")
     seen, ids = _seen(restored, asked)
-    picked = telling_head(seen.in_pieces().weights_LNTS) if asked.head is None else asked.head
-    check = knocked(restored, ids, len(ids) - 1)
+    word = None if asked.word is None else ends_at(asked.word, seen.queries.texts)
+    picked = telling_head(seen.in_pieces().weights_LNTS, word) if asked.head is None else asked.head
+    check = knocked(restored, ids, len(ids) - 1, asked.on_layer)
     return GridView(about(restored, _text(restored, asked, ids), command), seen, picked, check)
 
 
@@ -168,7 +182,9 @@ def patch(restored: Restored, asked: Asked, command: str) -> View:
     ends_2V = np.asarray(logits(module, restored.params, jnp.concatenate([ids_1T, other_1T]))[:, -1], np.float64)
     p_2V = np.asarray(jax.nn.softmax(ends_2V))
     ours, theirs = int((p_2V[0] - p_2V[1]).argmax()), int((p_2V[1] - p_2V[0]).argmax())
-    patched_LTBV = patch_everywhere(module, restored.params, ids_1T, other_1T, at, "layers/residual/before")
+    patched_LTBV = patch_everywhere(
+        module, restored.params, ids_1T, other_1T, at, "layers/residual/before", on_layer=asked.on_layer
+    )
     patched_LT = np.asarray(patched_LTBV[:, :, 0, theirs] - patched_LTBV[:, :, 0, ours], np.float64)
     first, second = (ends_2V[:, theirs] - ends_2V[:, ours]).tolist()
     return PatchView(
@@ -207,7 +223,9 @@ def knockout(restored: Restored, asked: Asked, command: str) -> View:
     segments_BT = jnp.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts], jnp.int32)
     tokens_BT = jnp.array([ids + [0] * (longest - len(ids)) for ids in texts], jnp.int32)
     module, params, counted_BT = looped(restored), restored.params, _counted(asked, texts)
-    changes_LNB = knock_out_heads(module, params, tokens_BT, segments_BT=segments_BT, counted_BT=counted_BT)
+    changes_LNB = knock_out_heads(
+        module, params, tokens_BT, segments_BT=segments_BT, counted_BT=counted_BT, on_layer=asked.on_layer
+    )
     losses_B = np.average(token_losses(module, params, tokens_BT), axis=-1, weights=counted_BT[:, 1:])
     shown = _text(restored, asked, texts[0]) + (f"  … and {len(texts) - 1} more texts" if len(texts) > 1 else "")
     return KnockoutView(about(restored, shown, command), np.asarray(changes_LNB), losses_B)
@@ -224,7 +242,9 @@ def evolution(restored: Restored, asked: Asked, command: str) -> View:
     steps, module, (ids,) = finished_steps(folder), looped(restored), _ids(restored, asked)
     tokens_1T, (counted_T,) = jnp.array([ids], jnp.int32), _counted(asked, [ids])
     losses, scores = [], []
-    for step in steps:
+    for number, step in enumerate(steps):
+        if asked.on_done is not None:
+            asked.on_done("checkpoints", number, len(steps))
         params = restore_params(f"{folder}@{step}").params
         found = record(module, params, tokens_1T)
         scores.append(head_scores(found["layers/attention/weights"], tokens_1T))
@@ -250,7 +270,11 @@ def alignment(restored: Restored, asked: Asked, command: str) -> View:
         build(restored.config), restored.params, restored.tokenizer, text, asked.target,
         max_tokens=restored.config.data.length,
     )  # fmt: skip
-    return AlignmentView(about(restored, text, command), translation, knocked_alignment(restored, translation))
+    if asked.word is not None:
+        word = ends_at(asked.word, translation.alignment.queries.texts)
+        translation = dataclasses.replace(translation, looking=word)
+    check = knocked_alignment(restored, translation, asked.on_layer)
+    return AlignmentView(about(restored, text, command), translation, check)
 
 
 VIEWS: dict[str, Callable[[Restored, Asked, str], View]] = {

@@ -20,22 +20,23 @@ from model.generate.choose import likeliest
 from model.lens.knockout import knock_out_logits
 from model.lens.places import without_heads
 from model.lens.record import record
+from model.lens.rest import OnLayer
 from train.checkpoint import Restored
 
 CANDIDATES = 5  # Of the next token.
 
 
-def knocked(restored: Restored, ids: Sequence[int], at: int) -> Knocked | None:
+def knocked(restored: Restored, ids: Sequence[int], at: int, on_layer: OnLayer | None = None) -> Knocked | None:
     """What becomes of the prediction at a token without each head; None where heads cannot be silenced."""
     if is_recurrent(restored.config):
         return None
     module, params, tokens_1T = looped(restored), restored.params, jnp.array([ids], jnp.int32)
     before_V = jax.nn.softmax(logits(module, params, tokens_1T)[0, at])
-    after_LNV = jax.nn.softmax(knock_out_logits(module, params, tokens_1T, at)[:, :, 0])
+    after_LNV = jax.nn.softmax(knock_out_logits(module, params, tokens_1T, at, on_layer=on_layer)[:, :, 0])
     return _candidates(restored, before_V, after_LNV, "what comes next")
 
 
-def knocked_alignment(restored: Restored, translation: Translation) -> Knocked | None:
+def knocked_alignment(restored: Restored, translation: Translation, on_layer: OnLayer | None = None) -> Knocked | None:
     """What becomes of a written token without each head that reads the source, and without all of a layer."""
     if is_recurrent(restored.config):
         return None
@@ -44,7 +45,7 @@ def knocked_alignment(restored: Restored, translation: Translation) -> Knocked |
     module, params, place = looped(restored), restored.params, "layers/cross_attention/heads"
     source, read_1T = Source.of(jnp.array([translation.ids[0]])), jnp.array([translation.ids[1]])
     L, N = restored.config.model.num_layers, restored.config.model.num_heads
-    after_LNV = knock_out_logits(module, params, read_1T, at, source, place=place)[:, :, 0]
+    after_LNV = knock_out_logits(module, params, read_1T, at, source, place=place, on_layer=on_layer)[:, :, 0]
 
     def without(off: list[tuple[int, int]]) -> jax.Array:
         edits = {place: without_heads(L, N, off)}

@@ -20,6 +20,7 @@ from configs.schema import Config
 from model import positions
 from model.attention import Places, output, read, remember, rotation_of
 from model.layers import Linear, Norm
+from model.lens.places import looked_at, tap
 
 
 class LatentAttention(nn.Module):
@@ -41,11 +42,13 @@ class LatentAttention(nn.Module):
             key_BT1P = Linear(config, (model.width,), (P,), name="key_rotated")(x_BTD)[:, :, None]
             kept["rotated"] = positions.rotate(key_BT1P, rotation)[:, :, 0]
         kept = remember(self, kept, places)
+        watched = any(looked_at(self, name) for name in ("query", "key", "value"))
 
         key_RNH = HeadMap(config, (R, N, H), name="key")()
         value_RNH = HeadMap(config, (R, N, H), name="value")()
         scale = model.attention_scale or (H + P) ** -0.5
-        absorbs = absorbing_is_cheaper(x_BTD.shape[1], kept["latent"].shape[1], R, H)
+        # What somebody looks at is made, although it may not be needed.
+        absorbs = not watched and absorbing_is_cheaper(x_BTD.shape[1], kept["latent"].shape[1], R, H)
         if absorbs:  # What a head's key would be made with turns its query instead, and the latent is key and value.
             query_BTNH = jnp.einsum("BTNH,RNH->BTNR", query_BTNH, key_RNH)
             key_BSKH = value_BSKH = kept["latent"][:, :, None]
@@ -56,10 +59,23 @@ class LatentAttention(nn.Module):
             query_BTNH = jnp.concatenate([query_BTNH, rotated_BTNP], axis=-1)
             shared_BSKP = jnp.broadcast_to(kept["rotated"][:, :, None], (*key_BSKH.shape[:3], P))
             key_BSKH = jnp.concatenate([key_BSKH, shared_BSKP], axis=-1)
+        if watched:
+            query_BTNH = tap(self, "query", query_BTNH)
+            key_BSKH, value_BSKH = self.new("key", key_BSKH, places), self.new("value", value_BSKH, places)
         read_BTNH = read(self, query_BTNH, key_BSKH, value_BSKH, places, window, scale)
         if absorbs:
             read_BTNH = jnp.einsum("BTNR,RNH->BTNH", read_BTNH, value_RNH)
         return output(self, read_BTNH)
+
+    def new(self, name: str, values_BSNH: jax.Array, places: Places) -> jax.Array:
+        """Keys or values, of which those of the tokens that are read now can be seen and changed: they alone are new.
+
+        A cache keeps latents, so what is changed here is forgotten after this call.
+        """
+        if not self.has_variable("cache", "latent"):
+            return tap(self, name, values_BSNH)
+        at = values_BSNH.at[jnp.arange(len(values_BSNH))[:, None], places.slot_BT]
+        return at.set(tap(self, name, at.get(mode="clip")), mode="drop")
 
     def query(self, x_BTD: jax.Array, heads: int, width: int) -> jax.Array:
         """What each token asks, [B,T,N,width], from the token or from a latent of it."""

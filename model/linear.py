@@ -34,9 +34,10 @@ class LinearAttention(nn.Module):
         """What each token reads from the text so far, [B,T,D]; there is no window."""
         config, real_BT11 = self.config, places.real_BT[:, :, None, None]
         begins_BT = places.begins_BT
-        query_BTNH = _positive(query(config, x_BTD))
+        query_BTNH = tap(self, "query", _positive(query(config, x_BTD)))
         key_BTNH, value_BTNH = key_and_value(config, x_BTD)
-        key_BTNH = jnp.where(real_BT11, _positive(key_BTNH), 0.0)
+        key_BTNH = tap(self, "key", jnp.where(real_BT11, _positive(key_BTNH), 0.0))
+        value_BTNH = tap(self, "value", value_BTNH)
         # A value of 1 adds up the weights.
         value_BTNV = jnp.concatenate([value_BTNH, jnp.ones_like(value_BTNH[..., :1])], axis=-1).astype(jnp.float32)
 
@@ -75,7 +76,8 @@ class DeltaAttention(nn.Module):
             _put(self, "before", places, after)
         x_BT3NH = nn.silu(x_BT3NH.astype(jnp.float32))
         query_BTNH, key_BTNH, value_BTNH = (x_BT3NH[:, :, i] for i in range(3))
-        query_BTNH, key_BTNH = _unit(query_BTNH) * H**-0.5, _unit(key_BTNH)
+        query_BTNH, key_BTNH = tap(self, "query", _unit(query_BTNH) * H**-0.5), tap(self, "key", _unit(key_BTNH))
+        value_BTNH = tap(self, "value", value_BTNH)
         real_BT1 = places.real_BT[:, :, None]
         strength_BTN = jax.nn.sigmoid(Linear(config, (model.width,), (N,), name="beta")(x_BTD).astype(jnp.float32))
         strength_BTN = jnp.where(real_BT1, strength_BTN, 0.0)

@@ -40,6 +40,7 @@ class Translation:
     ids: tuple[Sequence[int], Sequence[int]]  # the source and what was read, as numbers
     encoder: Seen | None = None  # from the source to itself; None where a network has no such layers
     decoder: Seen | None = None  # from what was read to itself
+    looking: int | None = None  # which piece of what was written is highlighted; by default a telling one
 
     def with_mean(self) -> Seen:
         """The alignment, with the mean over the heads as one more head if there are several."""
@@ -55,7 +56,10 @@ class Translation:
         """What a still picture shows: between whole characters, a (layer, head), and the piece that is highlighted."""
         seen = self.with_mean().in_pieces()
         picked = (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1)
-        return seen, picked, _telling_token(seen.queries.tokens, seen.weights_LNTS[picked])
+        token = self.looking
+        if token is None:
+            token = _telling_token(seen.queries.tokens, seen.weights_LNTS[picked])
+        return seen, picked, token
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def alignment_charts(name: str, translation: Translation, knocked: Knocked | Non
     Raises ValueError if the weights are not those of attention between the tokens.
     """
     seen = translation.with_mean()
-    return linked_charts(name, seen, (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1), knocked)
+    picked = (_telling_layer(seen), seen.weights_LNTS.shape[1] - 1)
+    return linked_charts(name, seen, picked, knocked, translation.looking)
 
 
 def _telling_layer(seen: Seen) -> int:

@@ -45,6 +45,7 @@ class HeadsView(View):
 
     seen: Seen
     knocked: Knocked | None = None  # None for a network without a next token
+    looking: int | None = None  # the piece of the text that looks; by default a telling one
 
     name: ClassVar[str] = "heads"
 
@@ -54,18 +55,21 @@ class HeadsView(View):
         Raises ValueError if the weights are not those of such attention over the tokens.
         """
         check(self.seen)
-        seen = self.seen.in_pieces()
-        picked = telling_head(seen.weights_LNTS)
-        spec = linked_panels(seen, picked, telling_token(seen, picked))
+        seen, picked, token = self.shown()
+        spec = linked_panels(seen, picked, token)
         if self.knocked is not None:
             spec = self.knocked.beside(spec, seen.names)
         return in_a_row(with_heads(spec, seen, picked))
 
+    def shown(self) -> tuple[Seen, tuple[int, int], int]:
+        """What a still picture shows: between whole characters, a (layer, head), and the piece that looks."""
+        seen = self.seen.in_pieces()
+        picked = telling_head(seen.weights_LNTS, self.looking)
+        return seen, picked, telling_token(seen, picked) if self.looking is None else self.looking
+
     def subject(self) -> str:
         """Which head the still picture shows, and which token looks."""
-        seen = self.seen.in_pieces()
-        layer, head = picked = telling_head(seen.weights_LNTS)
-        token = telling_token(seen, picked)
+        seen, (layer, head), token = self.shown()
         return (
             f"orange: where {visible(seen.queries.tokens[token])} (token {token}) looks in layer {layer}, head {head}"
         )
@@ -73,7 +77,8 @@ class HeadsView(View):
     def hint(self) -> str:
         """What there is on the page, and how to see it."""
         layers, heads = self.seen.weights_LNTS.shape[:2]
-        return (
+        asked = "" if self.looking is None else f"{self.subject()}. "
+        return asked + (
             f"{layers} layers × {heads} heads over {len(self.seen.queries.tokens)} tokens. Click a small picture to "
             "pick its head; hover a token, or a cell of the heat map, to see where that token looks; hover on the "
             "right-hand side to see who looks there."
@@ -81,7 +86,10 @@ class HeadsView(View):
 
     def embedded(self) -> str:
         """The panels, in whole characters, and by token where that differs."""
-        return attention_charts("attention", self.seen, self.knocked)
+        if self.looking is None:
+            return attention_charts("attention", self.seen, self.knocked)
+        _, picked, token = self.shown()
+        return linked_charts("attention", self.seen, picked, self.knocked, token)
 
     def told(self) -> list[str]:
         """What is seen in the panels, and what is not."""
@@ -90,6 +98,9 @@ class HeadsView(View):
     def numbers(self) -> dict[str, Any]:
         """The weights by layer, head, query and key, and what each head does to the prediction."""
         numbers = {"tokens": list(self.seen.queries.tokens), "weights": rounded(self.seen.weights_LNTS)}
+        if self.looking is not None:
+            _, (layer, head), piece = self.shown()
+            numbers |= {"shown": {"layer": layer, "head": head, "token": self.seen.queries.last(piece)}}
         return numbers if self.knocked is None else numbers | {"knocked_out": self.knocked.numbers()}
 
 
@@ -109,21 +120,29 @@ def attention_charts(name: str, seen: Seen, knocked: Knocked | None = None) -> s
     return linked_charts(name, seen, telling_head(seen.weights_LNTS), knocked)
 
 
-def linked_charts(name: str, seen: Seen, picked: tuple[int, int], knocked: Knocked | None = None) -> str:
-    """The interactive panels as HTML: of whole characters, and of tokens if these differ; with the weights."""
+def linked_charts(
+    name: str, seen: Seen, picked: tuple[int, int], knocked: Knocked | None = None, looking: int | None = None
+) -> str:
+    """The interactive panels as HTML: of whole characters, and of tokens if these differ; with the weights.
+
+    `looking` is the piece of the queries that is highlighted from the start.
+    """
     id = f"{name}-weights"
     weights = f'<div hidden id="{escape(id)}">{packed(seen.weights_LNTS, seen.causal)}</div>'
-    spec = linked_page(seen.in_pieces(), picked, knocked)
+    spec = linked_page(seen.in_pieces(), picked, knocked, looking)
     charts = embed(name, spec | {"usermeta": unpacking(seen, id, by_token=not seen.split)})
     if seen.split:
-        by_token = linked_page(seen, picked, knocked) | {"usermeta": unpacking(seen, id, by_token=True)}
+        token = None if looking is None else seen.queries.last(looking)
+        by_token = linked_page(seen, picked, knocked, token) | {"usermeta": unpacking(seen, id, by_token=True)}
         charts += token_by_token(name, by_token)
     return weights + charts
 
 
-def linked_page(seen: Seen, picked: tuple[int, int], knocked: Knocked | None) -> dict[str, Any]:
+def linked_page(
+    seen: Seen, picked: tuple[int, int], knocked: Knocked | None, looking: int | None = None
+) -> dict[str, Any]:
     """The panels for a page, side by side where the window has room, else one below the other."""
-    spec = linked_panels(seen, picked)
+    spec = linked_panels(seen, picked, looking)
     if knocked is not None:
         spec = knocked.beside(spec, seen.names)
     # Vega lays out by a signal, for which neither Altair nor Vega-Lite has a word, but Vega-Lite hands this one on.
@@ -176,12 +195,14 @@ def check(seen: Seen) -> None:
         )
 
 
-def telling_head(weights_LNTS: np.ndarray) -> tuple[int, int]:
+def telling_head(weights_LNTS: np.ndarray, looking: int | None = None) -> tuple[int, int]:
     """The (layer, head) whose tokens look hardest at one token that is not the first, nor itself, nor next to it.
 
-    Those are what most heads look at in any text, so a head that looks elsewhere says more about this one.
+    With `looking`, in which that one does. The others are what most heads look at in any text, so a head that looks
+    elsewhere says more about this one.
     """
-    score_LN = _far(weights_LNTS, 2)[..., 1:].max(-1, initial=0).mean(-1)
+    score_LNT = _far(weights_LNTS, 2)[..., 1:].max(-1, initial=0)
+    score_LN = score_LNT.mean(-1) if looking is None else score_LNT[..., looking]
     layer, head = np.unravel_index(score_LN.argmax(), score_LN.shape)
     return int(layer), int(head)
 

@@ -6,13 +6,18 @@ tokens. Shapes: T tokens, P pieces.
 
 from __future__ import annotations
 
+import bisect
 import codecs
+import itertools
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from configs.schema import ConfigError
 
 if TYPE_CHECKING:
     from train.data.tokenizer import Tokenizer
@@ -33,6 +38,22 @@ def visible(token: str) -> str:
 def printable(text: str) -> str:
     """Control characters as their pictures: they have no shape of their own, and XML, and so SVG, refuses them."""
     return text.translate(_PICTURES)
+
+
+def ends_at(word: str, texts: Sequence[str]) -> int:
+    """Which of the pieces `texts` of a text is the last one of `word`, where that stands for the last time.
+
+    Whole words are preferred; where there is none, parts of words are found.
+
+    Raises:
+      ConfigError: it is not there; the message lists the words.
+    """
+    text = "".join(texts)
+    found = [*re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)] or [*re.finditer(re.escape(word), text)]
+    if not word.strip() or not found:
+        words = list(dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*", text)))
+        raise ConfigError(f"--word={word} is not in the text; its words are {', '.join(words)}.")
+    return bisect.bisect_left(list(itertools.accumulate(map(len, texts))), found[-1].end())
 
 
 def is_wide(character: str) -> bool:
@@ -74,6 +95,10 @@ class Pieces:
     def split(self) -> bool:
         """Whether a character is cut."""
         return len(self.texts) < len(self.tokens)
+
+    def last(self, piece: int) -> int:
+        """The last token of a piece."""
+        return [*self.starts, len(self.tokens)][piece + 1] - 1
 
     def counts(self) -> np.ndarray:
         """How many tokens make up each piece, [P]."""

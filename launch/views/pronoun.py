@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.views.page import BLUE, ORANGE, escape, page
+from launch.views.palette import paletted
 
 _INK, _QUIET, _GROUND, _PANEL, _EDGE, _GREY = "#1c2024", "#5f6770", "#fbfcfd", "#ffffff", "#dfe3e8", "#98a1ab"
 _TINTS = {BLUE: "#dce9fb", ORANGE: "#fde4c8", _GREY: "#eceef1"}
@@ -89,7 +90,7 @@ def pronoun_png(svg: str, scale: float = 2) -> bytes:
     """The picture as PNG, `scale` pixels to the point."""
     import vl_convert
 
-    return vl_convert.svg_to_png(svg, scale=scale)
+    return paletted(vl_convert.svg_to_png(svg, scale=scale))
 
 
 def pronoun_page(title: str, svg: str, facts: Sequence[tuple[str, str]], commands: Sequence[str]) -> str:

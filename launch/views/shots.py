@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch.views.page import BLUE, CHART_CONFIG, embed, escape, page
+from launch.views.palette import paletted
 
 if TYPE_CHECKING:
     from train.fewshot import Accuracy
@@ -37,7 +38,7 @@ def shots_png(found: Sequence[Accuracy], title: str, scale: float = 2) -> bytes:
     """The curves as a PNG, `scale` pixels to the point."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(_titled(found, title), scale=scale)
+    return paletted(vl_convert.vegalite_to_png(_titled(found, title), scale=scale))
 
 
 def shots_svg(found: Sequence[Accuracy], title: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from launch.views.page import CHART_CONFIG, embed, escape, page
+from launch.views.palette import paletted
 from launch.views.pieces import is_wide, printable
 
 # For pictures made without a browser: vl-convert takes the first family that is installed for the whole text.
@@ -93,7 +94,7 @@ class View(abc.ABC):
         """The picture by itself, `scale` pixels to the point."""
         import vl_convert
 
-        return vl_convert.vegalite_to_png(self._static(), scale=scale)
+        return paletted(vl_convert.vegalite_to_png(self._static(), scale=scale))
 
     def json(self) -> str:
         """The numbers as one JSON object, with what the picture says of itself."""

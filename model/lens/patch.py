@@ -19,7 +19,7 @@ from configs.convert import is_recurrent
 from model.lens.edits import replaced, spot
 from model.lens.places import HEADS, RESIDUAL, Edit, collection, nested
 from model.lens.record import record
-from model.lens.rest import Rest, encoded
+from model.lens.rest import OnLayer, Rest, each_layer, encoded
 from model.source import Source
 from model.transformer import head_logits
 
@@ -45,6 +45,7 @@ def patch_everywhere(
     at: int,
     place: str = "layers/residual/after",
     source: Source | None = None,
+    on_layer: OnLayer | None = None,
 ) -> jax.Array:
     """Logits [L,S,B,V] at the token `at` with the vector of layer l and token s taken from the run on `other_BT`.
 
@@ -55,6 +56,7 @@ def patch_everywhere(
       at: the token whose logits are asked for.
       place: which vector of a layer: one of `places.RESIDUAL` or of `places.ADDED`.
       source: of a network that translates, what both are translations of.
+      on_layer: is told after each layer how many are done, of how many; all is then not one call, but one a layer.
 
     Raises:
       KeyError: a place that cannot be changed, or that this network does not have.
@@ -65,8 +67,9 @@ def patch_everywhere(
     ours = record(module, params, tokens_BT, before, source)
     theirs_LBSD = record(module, params, other_BT, (place,), source)[place]
     run = _patch_whole if is_recurrent(module.config) else _patch_rest
-    entering = ours.get(RESIDUAL[0])
-    return run(module, params, (jnp.asarray(tokens_BT), source, entering), theirs_LBSD, at % tokens_BT.shape[1], place)
+    inputs = jnp.asarray(tokens_BT), source, ours.get(RESIDUAL[0])
+    of_layers = partial(run, module, params, inputs, theirs_LBSD, at % tokens_BT.shape[1], place)
+    return each_layer(of_layers, module.config.model.num_layers, on_layer)
 
 
 def _check_shapes(tokens_BT: jax.Array, other_BT: jax.Array) -> None:
@@ -80,7 +83,9 @@ def _each_token(run: Any, tokens_BT: jax.Array) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
-def _patch_rest(module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str) -> jax.Array:
+def _patch_rest(
+    module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str, layers_X: jax.Array
+) -> jax.Array:
     """The layers before the patched one are as they were, and are not computed again."""
     tokens_BT, source, before_LBTD = inputs
     config, memory = module.config, encoded(module, params, source)
@@ -96,11 +101,13 @@ def _patch_rest(module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, a
 
         return _each_token(patched, tokens_BT)
 
-    return jax.lax.map(of_layer, jnp.arange(len(theirs_LBSD)))
+    return jax.lax.map(of_layer, layers_X)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
-def _patch_whole(module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str) -> jax.Array:
+def _patch_whole(
+    module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str, layers_X: jax.Array
+) -> jax.Array:
     tokens_BT, source, _ = inputs
 
     def of_layer(layer: jax.Array) -> jax.Array:
@@ -110,7 +117,7 @@ def _patch_whole(module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, 
 
         return _each_token(patched, tokens_BT)
 
-    return jax.lax.map(of_layer, jnp.arange(len(theirs_LBSD)))
+    return jax.lax.map(of_layer, layers_X)
 
 
 def patch_paths(

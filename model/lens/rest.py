@@ -5,6 +5,7 @@ Shapes: L layers, B batch, T length, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -66,6 +67,23 @@ class Rest(nn.Module):
 
         x_BTD = jax.lax.fori_loop(first, L, layer, x_BTD)
         return Norm(config, config.model.norm, name="final_norm")(x_BTD) if has_final_norm(config) else x_BTD
+
+
+OnLayer = Callable[[int, int], object]  # To be told how many layers are done, of how many.
+
+
+def each_layer(run: Callable[[jax.Array], jax.Array], layers: int, on_layer: OnLayer | None) -> jax.Array:
+    """What a compiled function finds for layers (int32 numbers, [X]), for all of them, [L,...]: in one call.
+
+    With `on_layer` in one for each, after which it is told so.
+    """
+    if on_layer is None:
+        return run(jnp.arange(layers))
+    found = []
+    for layer in range(layers):
+        found.append(jax.block_until_ready(run(jnp.array([layer]))))
+        on_layer(layer + 1, layers)
+    return jnp.concatenate(found)
 
 
 def encoded(module: Any, params: Any, source: Source | None) -> tuple[jax.Array | None, jax.Array | None]:

@@ -16,6 +16,7 @@ from tiny import random_params, tiny
 from configs.convert import override
 from configs.schema import ConfigError
 from launch.pictures import VIEWS, Asked, _together, repeated, see
+from launch.views.attention import HeadsView
 from launch.views.tokens import Expected
 from model import Source, build
 from model.lens.record import record
@@ -113,6 +114,19 @@ def test_beside_the_attention_stands_what_the_prediction_would_be_without_the_he
     assert list(check.candidates) == [BYTES.token_text(int(id)) for id in ids]
     np.testing.assert_allclose(check.before_K, p_V[ids], atol=1e-5)
     np.testing.assert_allclose(check.after_LNK[head], without_V[ids], atol=1e-5)
+
+
+def test_a_word_that_is_named_looks_and_in_the_head_in_which_it_looks_hardest():
+    seen = view("heads").seen
+    ids = [END, *TEXT.encode()]
+    at = ids.index(ord("c"))  # The token after three that are one character.
+    found = HeadsView(view("heads").about, seen, looking=at - 2)
+    shown = json.loads(found.json())["shown"]
+    assert shown["token"] == at
+    elsewhere_LN = seen.in_pieces().weights_LNTS[:, :, at - 2, 1 : at - 3].max(-1)
+    assert (shown["layer"], shown["head"]) == np.unravel_index(elsewhere_LN.argmax(), elsewhere_LN.shape)
+    assert f"(token {at - 2})" in found.subject()
+    assert f'"value":[{{"query":{at}}}]' in found.html()  # Token by token.
 
 
 def test_heads_are_ranked_by_what_the_texts_lose_without_them_whatever_their_lengths():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import schema
+from configs.schema import ConfigError
 from launch.views.packed import packed
-from launch.views.pieces import Pieces, merged
+from launch.views.pieces import Pieces, ends_at, merged
 from tests.launch.test_views_attention import causal_weights
 from train.data.sections import Corpus
 from train.data.tokenizer import make_tokenizer
@@ -38,6 +39,16 @@ def test_bytes_stand_together_until_they_are_characters(ids, texts, starts):
     assert (list(found.texts), list(found.starts)) == (texts, starts)
     assert found.split == (len(texts) < len(ids))
     assert found.counts().sum() == len(ids) == len(found.tokens)
+
+
+@pytest.mark.parametrize(("word", "piece"), [("it", 5), ("animal", 2), ("wa", 6), ("was", 6), ("我", 9), ("it was", 6)])
+def test_a_word_is_found_by_name_whole_ones_first_and_the_last_of_several(word, piece):
+    assert ends_at(word, ["The", " an", "imal", " it", "alian", " it", " was", " wi", "de", "我", "国"]) == piece
+
+
+def test_a_word_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"--word=cat is not in the text; its words are The, animal, didn't, it\."):
+        ends_at("cat", ["The", " animal", " didn", "'t", " it", " it"])
 
 
 def test_rows_between_characters_are_shares_too():

@@ -9,6 +9,7 @@ import pytest
 from tiny import random_params, random_tokens, tiny
 
 from model import Source, build
+from model.generate.cache import empty_cache
 from model.lens.edits import added, hidden, replaced, scaled, spot
 from model.lens.patch import edited, patch_paths
 from model.lens.places import HEADS, Edit, editable
@@ -156,3 +157,35 @@ def test_an_lstm_that_forgets_all_and_lets_nothing_in_knows_only_what_comes_afte
     assert np.any(runs[0][names[0]][:, :, 4])
     np.testing.assert_allclose(runs[0]["logits"][:, 4:], runs[1]["logits"][:, 4:], atol=1e-5)
     assert np.abs(runs[0]["logits"][:, :4] - runs[1]["logits"][:, :4]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "attention", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("delta", "latent"))]
+)
+def test_queries_keys_and_values_of_every_kind_of_attention_are_recorded_and_replaced(attention):
+    """With those of another run, and what enters the layer, it goes on as that run."""
+    module, params, names, theirs = of_other_attention(attention)
+    assert [theirs[name].shape[:4] for name in names] == [(1, 2, 7, 4)] * 3
+    edits = {name: replaced(spot(module, name, 7), theirs[name]) for name in theirs if name != "logits"}
+    found = record(module, params, TOKENS_BT, (), edits=edits)
+    np.testing.assert_allclose(found["logits"], theirs["logits"], atol=1e-4)
+
+
+def test_keys_that_are_made_from_kept_latents_are_recorded_and_replaced_as_they_are_read():
+    """Of the tokens that are new; those before them are in the cache."""
+    module, params, names, theirs = of_other_attention("latent")
+    begun = record(module, params, OTHER_BT[:, :4], (), cache=empty_cache(module.config, 2, 9))
+    edits = {name: replaced(spot(module, name, 3), theirs[name][:, :, 4:]) for name in theirs if name != "logits"}
+    places_BT = np.broadcast_to(np.arange(4, 7), (2, 3))
+    found = record(module, params, TOKENS_BT[:, 4:], names, None, edits, begun["cache"], places_BT)
+    for name in names:
+        np.testing.assert_allclose(found[name], theirs[name][:, :, 4:], atol=1e-5)
+    np.testing.assert_allclose(found["logits"], theirs["logits"][:, 4:], atol=1e-4)
+
+
+def of_other_attention(attention):
+    """A network of one layer, its parameters, three of its places, and these and what enters it of a run."""
+    position = "rope" if attention == "latent" else "none"
+    module = build(tiny(attention=attention, num_kv_heads=0, position=position, num_layers=1, layers="unroll"))
+    params, names = random_params(module), [f"layers/attention/{name}" for name in ("query", "key", "value")]
+    return module, params, names, record(module, params, OTHER_BT, (*names, "layers/residual/before"))

@@ -35,7 +35,9 @@ def test_each_head_is_knocked_out_as_in_a_run_of_its_own():
     segments_BT = (np.arange(7) < 5).astype(np.int32)[None].repeat(2, axis=0)
     plain_BTV = _edited(module, params, TOKENS_BT, {HEADS[0]: without_heads(3, 4, [])})
     changes_LNB = knock_out_heads(module, params, TOKENS_BT, segments_BT=segments_BT, tokens_at_once=14 * 3)
-    logits_LNBV = knock_out_logits(module, params, TOKENS_BT, -2)
+    done = []
+    logits_LNBV = knock_out_logits(module, params, TOKENS_BT, -2, on_layer=lambda *layers: done.append(layers))
+    assert done == [(1, 3), (2, 3), (3, 3)]
     assert changes_LNB.shape == (3, 4, 2)
     for layer, head in ((0, 0), (1, 3), (2, 1)):
         without_BTV = _edited(module, params, TOKENS_BT, {HEADS[0]: without_heads(3, 4, [(layer, head)])})
