@@ -51,8 +51,11 @@ class Stop:
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        # The thread takes over that they are blocked: else, after `hold`, it would be the one that gets them, and an
+        # `exec` would end it with what it got.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=self._listen, args=(reading,), name="stop", daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `hold` may have blocked them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def uninstall(self) -> None:
         """Gives the signals back to whoever had them."""

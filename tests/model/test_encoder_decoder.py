@@ -57,7 +57,9 @@ def test_decoding_from_the_cache_is_the_full_pass(settings):
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole_BTV, atol=5e-5)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "settings", [*SETTINGS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in SETTINGS[2:])]
+)
 def test_padding_and_packing_change_nothing(settings):
     module, variables = network(**settings)
     alone = [
@@ -134,7 +136,7 @@ def test_a_missing_or_unwanted_source_is_refused():
         decoder.apply({"params": random_params(decoder)}, random_tokens(1, 4), source=padded(SOURCES, 8))
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:2])
+@pytest.mark.parametrize("settings", [SETTINGS[0], pytest.param(SETTINGS[1], marks=pytest.mark.slow)])
 def test_eight_devices_compute_what_one_computes(settings):
     module, variables = network(**settings)
     rows = jnp.asarray(random_tokens(8, 6))

@@ -109,7 +109,6 @@ def agree(network: str, mesh: dict[str, int]) -> None:
     ("network", "mesh"),
     [
         ("decoder", {"data": 2, "fsdp": 2, "tensor": 2}),
-        ("encoder_decoder", {"stage": 2, "sequence": 2, "tensor": 2}),
         ("experts", {"stage": 2, "expert": 2, "tensor": 2}),
     ],
     ids=str,

@@ -101,6 +101,7 @@ def test_dropout_depends_on_neither_microbatches_nor_devices():
     assert not np.allclose(alone, losses(1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_optimizer_state_hardly_changes_the_losses():
     exact, rounded = (np.array(losses(1, 50, optimizer__state_dtype=dtype)) for dtype in ("float32", "bfloat16"))
     assert exact[-1] < 0.7 * exact[0]

@@ -95,6 +95,7 @@ def test_frames_and_verbs_are_mixed_evenly_over_pairs_and_last_words():
             assert counts.min() > 0.5 * len(texts) / len(counts)
 
 
+@pytest.mark.slow
 def test_each_pair_of_nouns_is_seen_in_every_frame():
     shapes = [frame.split()[0] for frame in FRAMES]
     for pair in list({nouns(section.source) for section in CORPUS.train})[:50]:

@@ -209,6 +209,7 @@ def fetched(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_real_help_has_tens_of_thousands_of_pairs(fetched):
     corpus = open_corpus(schema.Data(source="libreoffice", languages="en-de", directory=str(fetched)))
     assert len(corpus.train) > 30_000
