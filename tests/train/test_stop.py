@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,23 +34,26 @@ print("asked" if stop() else "not asked", flush=True)
 """
 
 
-def start(moment: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def started(moment: str):
+    """A process that is not left behind where the test fails."""
     command = [sys.executable, "-c", CHILD, moment, CHILD]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 # Ten times at the `exec`, where one in seven was lost as long as a thread could take it.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, *[None] * 10])
 def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number):
-    child = start("compiling" if number else "before a start")
-    assert child.stdout is not None
-    if number:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(number)
-    out, errors = child.communicate(timeout=50)
+    with started("compiling" if number else "before a start") as child:
+        if number:
+            assert child.stdout.readline() == "ready\n"
+            child.send_signal(number)
+        out, errors = child.communicate(timeout=50)
     assert child.returncode == RESTART, errors
     assert "asked" not in out
     assert "told the others: stopped with nothing to save" in out
@@ -57,10 +61,9 @@ def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number):
 
 
 def test_with_something_to_save_it_is_a_request():
-    child = start("unsaved")
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    for _ in range(2):  # What asks politely asks more than once.
-        child.send_signal(signal.SIGTERM)
-    out, errors = child.communicate(timeout=50)
+    with started("unsaved") as child:
+        assert child.stdout.readline() == "ready\n"
+        for _ in range(2):  # What asks politely asks more than once.
+            child.send_signal(signal.SIGTERM)
+        out, errors = child.communicate(timeout=50)
     assert (child.returncode, out) == (0, "asked\n"), errors
