@@ -147,7 +147,7 @@ def evaluate_held_out(module: Any, restored: Restored) -> None:
     origin = find(FLAGS.checkpoint)[0] / "data.json"
     if origin.exists():
         check_unchanged(corpus, json.loads(origin.read_text("utf-8"))["corpus"])
-    evaluate = make_evaluate(module, tokenizer.byte_lengths, make_mesh(config.mesh))
+    evaluate = make_evaluate(module, tokenizer.byte_lengths, weights.mesh_asked() or make_mesh(config.mesh))
     values = evaluate(restored.params, held_out_batches(corpus, tokenizer, config)) or {}
     score = make_score(module, config, corpus, tokenizer)
     values |= (score(restored.params) or {}) if score else {}

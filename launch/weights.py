@@ -47,7 +47,7 @@ def restore(spec: str) -> Restored:
     from model.sharding import check_writes
     from train.checkpoint import described, restore_params
 
-    if mesh := _mesh():
+    if mesh := mesh_asked():
         check_writes(described(spec)[0], mesh)  # Before the weights are read, which may take long.
     return restore_params(spec, mesh)
 
@@ -63,10 +63,11 @@ def shared() -> AbstractContextManager[None]:
     """Within it, what is computed is spread over the mesh of the flags, if they name one."""
     import jax
 
-    return jax.set_mesh(mesh) if (mesh := _mesh()) else nullcontext()
+    return jax.set_mesh(mesh) if (mesh := mesh_asked()) else nullcontext()
 
 
-def _mesh() -> jax.sharding.Mesh | None:
+def mesh_asked() -> jax.sharding.Mesh | None:
+    """The mesh of the flags, if they name one. Raises ConfigError for one that these devices cannot make."""
     import jax
 
     from model.sharding import make_mesh
