@@ -253,12 +253,12 @@ def train_group(
         error = f"{type(failure).__name__}: {failure}"
     seconds = (time.perf_counter() - began) / len(group)
     for run, own in zip(group, lines, strict=True):
-        told = error or anomaly(run.config, own)
+        told = error or _anomaly(run.config, own)
         short = not told and own[-1]["step"] < run.config.train.steps
         results.put(run, own, seconds, told, "pruned" if short else "")
 
 
-def anomaly(config: Config, lines: Sequence[Line]) -> str:
+def _anomaly(config: Config, lines: Sequence[Line]) -> str:
     """Why a run ended early, or nothing."""
     if config.train.anomaly != "stop":
         return ""

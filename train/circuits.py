@@ -19,12 +19,11 @@ from model.lens.heads import head_scores
 from model.lens.knockout import knock_out_logits
 from model.lens.logits import direct_attribution
 from model.lens.patch import edited, patch_everywhere
-from model.lens.places import without_heads
+from model.lens.places import HEADS, WEIGHTS, without_heads
 from model.lens.record import record
 from train.checkpoint import Restored
 
 Head = tuple[int, int]  # Layer and number.
-WEIGHTS, HEADS = "layers/attention/weights", "layers/attention/heads"
 # Who gave, and who is given to: "... gave a drink to" goes on with the one who has been named once (Wang et al. 2022,
 # "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small", section 2).
 PROMPT = "When John and Mary went to the store, {} gave a drink to"
@@ -40,8 +39,8 @@ def repeated_tokens(restored: Restored, rows: int, length: int, seed: int = 0) -
 
 def scores(restored: Restored, tokens_BT: np.ndarray) -> dict[str, np.ndarray]:
     """The `head_scores` of the network on these tokens, each [L,N]."""
-    found = record(build(restored.config), restored.params, jnp.asarray(tokens_BT), (WEIGHTS,))
-    return {name: np.asarray(x) for name, x in head_scores(found[WEIGHTS], jnp.asarray(tokens_BT)).items()}
+    found = record(build(restored.config), restored.params, jnp.asarray(tokens_BT), WEIGHTS[:1])
+    return {name: np.asarray(x) for name, x in head_scores(found[WEIGHTS[0]], jnp.asarray(tokens_BT)).items()}
 
 
 def strongest(score_LN: np.ndarray, count: int) -> list[Head]:
@@ -53,7 +52,7 @@ def strongest(score_LN: np.ndarray, count: int) -> list[Head]:
 def loss_on_repeats(restored: Restored, tokens_BT: np.ndarray, off: Sequence[Head] = ()) -> float:
     """Nats per token of the second half, from its second token on, without the heads `off`."""
     model = restored.config.model
-    edits = {HEADS: without_heads(model.num_layers, model.num_heads, off)}
+    edits = {HEADS[0]: without_heads(model.num_layers, model.num_heads, off)}
     logits_BTV = edited(build(restored.config), restored.params, jnp.asarray(tokens_BT), edits)
     half = tokens_BT.shape[1] // 2
     return float(jnp.mean(losses_of(logits_BTV[:, half:], jnp.asarray(tokens_BT[:, half:]))))

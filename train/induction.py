@@ -18,13 +18,12 @@ import numpy as np
 from model import build
 from model.lens.heads import head_scores
 from model.lens.patch import edited
-from model.lens.places import without_heads
+from model.lens.places import HEADS, WEIGHTS, without_heads
 from model.lens.record import record
 from train.checkpoint import Restored, finished_steps, restore_params
 from train.data.pipeline import Batch, held_out_batches
 from train.data.sources import open_corpus
 
-HEADS, WEIGHTS = "layers/attention/heads", "layers/attention/weights"
 PREVIOUS = 0.1  # A head that gives the token before so much of its attention, or more, is a previous-token head.
 
 
@@ -48,8 +47,8 @@ def held_out_rows(restored: Restored) -> Batch:
 def measure(restored: Restored, batch: Batch) -> Induction:
     """The network's loss and the scores of its heads."""
     inputs_BT = jnp.asarray(batch["inputs"])
-    found = record(build(restored.config), restored.params, inputs_BT, (WEIGHTS,))
-    scores = head_scores(found[WEIGHTS], inputs_BT)
+    found = record(build(restored.config), restored.params, inputs_BT, WEIGHTS[:1])
+    scores = head_scores(found[WEIGHTS[0]], inputs_BT)
     loss, accuracy = asked_for(found["logits"], batch)
     previous_LN, induction_LN = (np.asarray(scores[name]).tolist() for name in ("previous", "induction"))
     return Induction(restored.step, loss, accuracy, previous_LN, induction_LN)
@@ -65,7 +64,7 @@ def history(folder: Path) -> list[Induction]:
 def without(restored: Restored, batch: Batch, off: Sequence[tuple[int, int]]) -> float:
     """The loss without the (layer, head) pairs `off`."""
     model, inputs_BT = restored.config.model, jnp.asarray(batch["inputs"])
-    edits = {HEADS: without_heads(model.num_layers, model.num_heads, off)}
+    edits = {HEADS[0]: without_heads(model.num_layers, model.num_heads, off)}
     return asked_for(edited(build(restored.config), restored.params, inputs_BT, edits), batch)[0]
 
 

@@ -19,7 +19,7 @@ from configs.convert import is_recurrent
 from configs.schema import ConfigError
 from model import build
 from model.lens.patch import patch_everywhere
-from model.lens.places import INTERMEDIATES
+from model.lens.places import INTERMEDIATES, WEIGHTS
 from model.lens.record import record
 from model.lens.rollout import rollout
 from train.checkpoint import Restored
@@ -28,7 +28,6 @@ from train.data.tokenizer import Tokenizer
 
 PRONOUN = " it"
 WORDS = ("tired", "wide")
-WEIGHTS = "layers/attention/weights"
 CHUNK = 400  # Sentences that are read at once.
 
 
@@ -81,14 +80,14 @@ def read(restored: Restored, text: str, nouns: tuple[str, str]) -> Reading:
     """How the network reads one sentence in which *it* stands for one of two nouns."""
     tokenizer = restored.tokenizer
     ids, at = _ids(tokenizer, text)
-    seen = record(build(restored.config), restored.params, jnp.array([ids], jnp.int32), (WEIGHTS,))
+    seen = record(build(restored.config), restored.params, jnp.array([ids], jnp.int32), WEIGHTS[:1])
     probability_V = np.asarray(jax.nn.softmax(seen["logits"][0, at]))
     return Reading(
         text=text,
         tokens=[tokenizer.token_text(id) for id in ids],
         at=at,
         probability={noun: float(probability_V[_word(tokenizer, f" {noun}")]) for noun in nouns},
-        rollout=np.asarray(rollout(seen[WEIGHTS])[0, at]).tolist(),
+        rollout=np.asarray(rollout(seen[WEIGHTS[0]])[0, at]).tolist(),
         output=np.asarray(seen["logits"][0, at]),
     )
 
@@ -152,7 +151,7 @@ def _at(
     logits_BTV, variables = module.apply({"params": params}, tokens_BT, None, segments_BT, mutable=[INTERMEDIATES])
     rows_B = jnp.arange(len(tokens_BT))
     places: dict[str, Any] = flatten_dict(variables[INTERMEDIATES], sep="/")
-    return jax.nn.softmax(logits_BTV[rows_B, at_B]), rollout(places[WEIGHTS])[rows_B, at_B]
+    return jax.nn.softmax(logits_BTV[rows_B, at_B]), rollout(places[WEIGHTS[0]])[rows_B, at_B]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:

@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import Source, build
+from model.lens.places import WEIGHTS
 from model.lens.record import record
 from train.checkpoint import Restored
 from train.data.pipeline import Batch, held_out_batches
 from train.data.sources import open_corpus
 from train.step import network_inputs
-
-WEIGHTS = "layers/attention/weights"
-CROSS = "layers/cross_attention/weights"
 
 
 def accuracy(restored: Restored, batches: int = 4) -> float:
@@ -40,14 +38,13 @@ def answers(restored: Restored) -> Iterator[tuple[np.ndarray, Batch]]:
         yield np.asarray(module.apply({"params": restored.params}, **inputs)), batch
 
 
-def looks_back(restored: Restored) -> np.ndarray:
+def looks_back(restored: Restored, batch: Batch) -> np.ndarray:
     """How much attention each head pays to what stands D = 0, 1, 2, ... words before the last that it sees, [L,N,D].
 
-    The mean over what is asked for in a batch of held-out rows.
+    The mean over what is asked for in a batch of rows.
     """
-    batch = next(iter(held_out_batches(open_corpus(restored.config.data), restored.tokenizer, restored.config)))
-    found = record(build(restored.config), restored.params, jnp.asarray(batch["inputs"]), (WEIGHTS,))
-    weights_LBNTS = np.asarray(found[WEIGHTS])
+    found = record(build(restored.config), restored.params, jnp.asarray(batch["inputs"]), WEIGHTS[:1])
+    weights_LBNTS = np.asarray(found[WEIGHTS[0]])
     rows, places = np.nonzero(batch["weights"])
     return np.stack(
         [weights_LBNTS[:, rows, :, places, places - back].mean(axis=0) for back in range(places.min() + 1)], axis=-1
@@ -66,7 +63,7 @@ def backwards(restored: Restored, length: int = 9, count: int = 40) -> np.ndarra
     sources_BS = np.array([tokenizer.source(pair.source) for pair in chosen], np.int32)
     read_BT = np.array([[tokenizer.start_of_target, *tokenizer.encode(pair.text)] for pair in chosen], np.int32)
     found = record(
-        build(restored.config), restored.params, jnp.asarray(read_BT), (CROSS,), Source.of(jnp.asarray(sources_BS))
+        build(restored.config), restored.params, jnp.asarray(read_BT), WEIGHTS[1:], Source.of(jnp.asarray(sources_BS))
     )
-    looks_LBNT = np.asarray(found[CROSS]).argmax(axis=-1)[..., :length]
+    looks_LBNT = np.asarray(found[WEIGHTS[1]]).argmax(axis=-1)[..., :length]
     return (looks_LBNT == np.arange(length)[::-1]).mean(axis=(1, 3))

@@ -24,8 +24,8 @@ def run(setup: Setup) -> Outcome:
     }
     right = {heads: [accuracy(restored) for restored in some] for heads, some in runs.items()}
     many = runs[MANY][0]
-    batch, looks_ND = held_out_rows(many), looks_back(many)[0]
-    plain = without(many, batch, [])
+    batch = held_out_rows(many)
+    looks_ND, plain = looks_back(many, batch)[0], without(many, batch, [])
     table = [
         {"head": head, "near": float(looks_D[NEAR - 1]), "far": float(looks_D[FAR - 1]),
          "loss_without": without(many, batch, [(0, head)])}

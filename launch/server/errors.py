@@ -65,13 +65,13 @@ def refusal(error: ConfigError) -> ApiError:
     return ApiError(400, f"{field}={str(error)[named.end() :]}", param=field)
 
 
-def malformed(error: pydantic.ValidationError, body: bytes | None = None) -> ApiError:
-    """The first field of a request that is wrong, and how; `body` is needed where fields may be of several kinds."""
+def malformed(error: pydantic.ValidationError, body: bytes) -> ApiError:
+    """The first field of a request that is wrong, and how."""
     found = error.errors(include_url=False, include_context=False)
     if found[0]["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}.")
-    values = None if body is None else json.loads(body)
-    placed = [(one["loc"] if values is None else _place(one["loc"], values), one) for one in found]
+    values = json.loads(body)
+    placed = [(_place(one["loc"], values), one) for one in found]
     # Of a field that may be of several kinds there is an error for each; the value comes nearest to one of them.
     of_first = [(place, one) for place, one in placed if place[:1] == placed[0][0][:1]]
     nearest = max((place for place, _ in of_first), key=len)

@@ -31,6 +31,7 @@ RESIDUAL = tuple(f"layers/residual/{where}" for where in ("before", "middle", "a
 ADDED = tuple(f"layers/added/{which}" for which in ("attention", "cross_attention", "feed_forward"))
 EMBEDDED = "embedded"  # What enters the network: a vector for each token.
 HEADS = ("layers/attention/heads", "layers/cross_attention/heads")
+WEIGHTS = ("layers/attention/weights", "layers/cross_attention/weights")
 _OF_ATTENTION = ("query", "key", "value", "scores", "weights", "heads", "out_per_head")
 _GATES = ("input", "forget", "cell", "output")
 # What an edit can change; in a network that translates, the encoder has the same places under `encoder/`.
@@ -144,7 +145,7 @@ def editable(module: Any) -> list[str]:
     found = {name for name in places_of(module) if name.removeprefix("encoder/") in EDITABLE}
     if is_recurrent(module.config) or module.config.model.attention in ("linear", "delta"):
         # Weights that are only worked out for whoever looks.
-        found -= {"layers/attention/weights", "layers/cross_attention/weights"}
+        found -= set(WEIGHTS)
     return sorted(found)
 
 

@@ -10,13 +10,14 @@ from tiny import random_params
 from configs.convert import check, override
 from configs.presets import preset
 from model import build
+from model.lens.places import WEIGHTS
 from model.lens.record import record
 from train.checkpoint import Restored, restore_params
 from train.data.pipeline import held_out_batches
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 from train.loop import train
-from train.tasks import WEIGHTS, accuracy, backwards, looks_back
+from train.tasks import accuracy, backwards, looks_back
 
 
 @pytest.mark.end_to_end
@@ -47,8 +48,8 @@ def test_heads_look_back_by_the_weights_that_stand_there():
     corpus = open_corpus(config.data)
     restored = Restored(config, random_params(build(config)), make_tokenizer(config.tokenizer, corpus), 0)
     batch = next(iter(held_out_batches(corpus, restored.tokenizer, config)))
-    weights_BNTS = record(build(config), restored.params, jnp.asarray(batch["inputs"]), (WEIGHTS,))[WEIGHTS][0]
+    weights_BNTS = record(build(config), restored.params, jnp.asarray(batch["inputs"]), WEIGHTS[:1])[WEIGHTS[0]][0]
     expected_ND = np.mean([weights_BNTS[:, :, t, [t - back for back in range(6)]] for t in (5, 6)], axis=(0, 1))
-    looks_LND = looks_back(restored)
+    looks_LND = looks_back(restored, batch)
     np.testing.assert_allclose(looks_LND, [expected_ND], rtol=1e-5)
     assert (looks_LND.sum(-1) <= 1 + 1e-6).all()
