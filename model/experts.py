@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from configs.convert import feed_forward_width
 from configs.schema import Config
 from model.layers import ACTIVATIONS, residual_gain
-from model.lens.places import tap
+from model.lens.places import looked_at, tap
 from model.sharding import RULES, parameter_axes, partition, platform, ways
 
 LOSSES = "losses"  # The collection of what layers add to the objective.
@@ -57,7 +57,27 @@ class Experts(nn.Module):
         maps = ExpertMaps(config, name="experts")()
         # Only while training, where the losses are asked for: what is written must not depend on a batch's width.
         limit = model.expert_capacity > 0 and self.is_mutable_collection(LOSSES)
-        return mixture(config, maps, x_BTD, weight_BTC.astype(x_BTD.dtype), chosen_BTC, limit)
+        weight_BTC = weight_BTC.astype(x_BTD.dtype)
+        if looked_at(self, "hidden"):
+            return self.openly(maps, x_BTD, weight_BTC, chosen_BTC)
+        return mixture(config, maps, x_BTD, weight_BTC, chosen_BTC, limit)
+
+    def openly(self, maps: Maps, x_BTD: jax.Array, weight_BTC: jax.Array, chosen_BTC: jax.Array) -> jax.Array:
+        """`mixture` without a limit, for whoever looks at hidden units: every expert reads every token.
+
+        The place `hidden` is [B,T,E,F], 0 where an expert was not chosen.
+        """
+
+        def multiply(x_BTI: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+            y_BTEO = jnp.einsum("BTI,EIO->BTEO", x_BTI, weights["kernel"])
+            return y_BTEO + weights["bias"][None, None] if "bias" in weights else y_BTEO
+
+        chosen_BTCE = jax.nn.one_hot(chosen_BTC, self.config.model.num_experts, dtype=x_BTD.dtype)
+        hidden_BTEF = hidden_units(self.config, maps, x_BTD, multiply) * jnp.sum(chosen_BTCE, axis=2)[..., None]
+        hidden_BTEF = tap(self, "hidden", hidden_BTEF)
+        weight_BTE = jnp.einsum("BTC,BTCE->BTE", weight_BTC, chosen_BTCE)
+        y_BTD = jnp.einsum("BTEF,EFD->BTD", hidden_BTEF * weight_BTE[..., None], maps["down"]["kernel"])
+        return y_BTD + weight_BTE @ maps["down"]["bias"] if "bias" in maps["down"] else y_BTD
 
 
 class Router(nn.Module):
@@ -166,14 +186,16 @@ def mixture(
 
 def feed_forward(config: Config, maps: Maps, x: jax.Array, multiply: Multiply) -> jax.Array:
     """What `FeedForward` computes, of tokens that `multiply` sends through the maps of their experts."""
+    return checkpoint_name(multiply(hidden_units(config, maps, x, multiply), maps["down"]), "down")
+
+
+def hidden_units(config: Config, maps: Maps, x: jax.Array, multiply: Multiply) -> jax.Array:
+    """What stands between the maps up and down, of tokens that `multiply` sends through those of their experts."""
     activation = ACTIVATIONS[config.model.activation]
-
-    def through(name: str, x: jax.Array) -> jax.Array:
-        return checkpoint_name(multiply(x, maps[name]), name)
-
-    hidden = through("up", x)
-    hidden = activation(through("gate", x)) * hidden if "gate" in maps else activation(hidden)
-    return through("down", hidden)
+    hidden = checkpoint_name(multiply(x, maps["up"]), "up")
+    if "gate" not in maps:
+        return activation(hidden)
+    return activation(checkpoint_name(multiply(x, maps["gate"]), "gate")) * hidden
 
 
 def limited(

@@ -31,20 +31,22 @@ def spot(
 
     Args:
       length: of the text, T (of the source, for the places of an encoder).
-      layer, head, token, key: which ones. Of keys and values, `head` is a key/value head; `key` is for weights and
-        scores.
+      layer, head, token, key: which ones. Of keys and values, `head` is a key/value head, and of the hidden units of
+        a mixture of experts it is the expert; `key` is for weights and scores.
     """
     config = module.config
     name, layers = place.rsplit("/", 1)[-1], 1
     if "layers/" in place:
         layers = encoder_layers(config) if place.startswith("encoder/") else config.model.num_layers
+    of_experts = place.endswith("feed_forward/hidden") and config.model.num_experts > 0
     heads = num_kv_heads(config) if name in ("key", "value") else config.model.num_heads
+    heads = config.model.num_experts if of_experts else heads
     at_L, at_T = _at(layer, layers), _at(token, length)
     at_LT = at_L[:, None] & at_T[None]
     if is_matrix(place):
         at_NS = _at(head, heads)[:, None] & _at(key, length)[None]
         return at_LT[:, None, None, :, None] & at_NS[None, None, :, None, :]
-    if name in ("query", "key", "value", "heads", "out_per_head"):
+    if of_experts or name in ("query", "key", "value", "heads", "out_per_head"):
         return (at_LT[:, :, None] & _at(head, heads)[None, None])[:, None, :, :, None]
     return at_LT[:, None, :, None] if "layers/" in place else at_T[None, :, None]
 

@@ -16,6 +16,7 @@ from configs import schema
 from configs.schema import ConfigError
 from model import build, experts, sharding
 from model.experts import LOSSES, Experts
+from model.lens.edits import scaled, spot
 from model.lens.record import record
 
 B, T, D, E = 8, 6, 16, 4
@@ -203,6 +204,36 @@ def test_a_network_with_experts_decodes_from_its_cache_and_shows_who_goes_where(
     assert jax.tree.map(lambda loss: loss.shape, losses) == {
         "layers": {"feed_forward": {"balance": (2, 2), "z": (2, 2)}}
     }
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_hidden_units_of_experts_are_seen_and_silenced(biases):
+    module = build(tiny(num_experts=E, biases=biases))
+    params, tokens_BT = random_params(module), random_tokens(2, 5)
+    hidden, router, added = (
+        f"layers/{name}" for name in ("feed_forward/hidden", "feed_forward/router", "added/feed_forward")
+    )
+    found = record(module, params, tokens_BT, [hidden, router, added])
+    np.testing.assert_allclose(found["logits"], module.apply({"params": params}, tokens_BT), atol=1e-4)
+    chosen_LBTE = np.any(np.asarray(found[hidden]) != 0, axis=-1)
+    np.testing.assert_array_equal(chosen_LBTE.sum(-1), 2)
+    share_LBTE = np.where(chosen_LBTE, found[router], 0)
+    share_LBTE /= share_LBTE.sum(-1, keepdims=True)
+    down = params["layers"]["feed_forward"]["experts"]["down"]
+
+    def written(hidden_LBTEF):
+        y_LBTED = np.einsum("LBTEF,LEFD->LBTED", hidden_LBTEF, down["kernel"])
+        y_LBTED += np.asarray(down["bias"])[:, None, None] if biases else 0
+        return np.einsum("LBTED,LBTE->LBTD", y_LBTED, share_LBTE)
+
+    np.testing.assert_allclose(found[added], written(found[hidden]), atol=1e-4)
+    expert = int(np.argmax(chosen_LBTE[0, 0, 3]))
+    off = scaled(spot(module, hidden, 5, layer=0, head=expert, token=3), 0)
+    silenced = record(module, params, tokens_BT, [added], edits={hidden: off})
+    left_LBTEF = np.array(found[hidden])
+    left_LBTEF[0, :, 3, expert] = 0
+    np.testing.assert_allclose(silenced[added][0], written(left_LBTEF)[0], atol=1e-4)
+    assert np.abs(silenced[added][0] - found[added][0]).max() > 1e-2
 
 
 def test_bfloat16_routes_in_float32():
