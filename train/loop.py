@@ -216,7 +216,6 @@ class Trainer:
 
     def advance(self) -> None:
         """Dispatches a step, then reads the metrics of the step before."""
-        self.signals.unsaved = True
         data_state = self.batches.get_state()
         with self.ledger.spent_on("data"):
             batch = put(next(self.batches), self.mesh)
@@ -228,6 +227,7 @@ class Trainer:
                 self.state, metrics = jax.block_until_ready(self.train_step(self.state, batch))
             self.compiled = True
             self.ledger.begin_steps()
+        self.signals.unsaved = True  # Not before: a signal while the first step compiles ends the process at once.
         self.settle()
         self.pending = (metrics, data_state)
         self.step += 1

@@ -37,6 +37,7 @@ from train.data.sources import open_corpus
 from train.data.tokenizer import Tokenizer
 from train.loop import TrainingError, train
 from train.run import RunFolderError, held
+from train.stop import Stopped
 
 STEPS, KILLS, SECONDS = 120, 6, 120
 TIMES = ("train/tokens_per_second", "train/mfu")
@@ -252,6 +253,35 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(children, config, undistu
     assert_same_run(folder, undisturbed, config)
 
 
+def test_a_sample_that_was_given_up_is_made_up_for(short, tmp_path, monkeypatch):
+    """Also: a signal ends the process at once as long as the first step compiles, and from then on it is a request."""
+    config, folder, stop, unsaved = override(short, {"train.sample_every": 2}), tmp_path / "run", loop.Stop(), []
+    made = loop.make_train_step
+
+    def make(*args: Any) -> Callable[..., Any]:
+        train_step = made(*args)
+
+        def step(*args: Any) -> Any:
+            unsaved.append(stop.unsaved)  # While it is compiled.
+            return train_step(*args)
+
+        return step
+
+    def give_up(params: Any, step: int) -> dict[str, str]:
+        unsaved.append(stop.unsaved)
+        stop.requested = True  # As a signal does.
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_train_step", make)
+        result = train(config, folder, "command", lambda run: give_up, stop)
+    assert (result.finished, result.step, finished_steps(folder)) == (False, 2, [2])
+    assert unsaved == [False, True]
+    assert not lines(folder / "samples.jsonl")
+    assert train(config, folder, "command", make_sampler).finished
+    assert [line["step"] for line in lines(folder / "samples.jsonl")] == [2, 4]
+
+
 def test_a_finished_run_is_left_as_it_is(children, config, undisturbed):
     before = {name: (undisturbed / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl", "config.json")}
     steps = finished_steps(undisturbed)
@@ -311,20 +341,20 @@ def test_another_text_is_refused_and_what_cannot_be_read_is_left_out_counted_and
 
 
 @pytest.fixture
-def faulty(monkeypatch) -> list[Any]:
-    """The loss of the third step is NaN, on whatever it is computed; the inputs of all batches that are read."""
-    made, seen = loop.make_train_step, []
+def faulty(request, monkeypatch) -> list[Any]:
+    """The loss of the third step is NaN (or of those in `param`), on whatever it is computed; what has been read."""
+    made, seen, bad_steps = loop.make_train_step, [], getattr(request, "param", {3})
 
-    def is_third(inputs_BT: np.ndarray) -> np.bool_:
+    def is_bad(inputs_BT: np.ndarray) -> np.bool_:
         seen.append(inputs_BT.tolist())
-        return np.bool_(len(seen) == 3)
+        return np.bool_(len(seen) in bad_steps)
 
     def make(*args: Any) -> Callable[..., Any]:
         train_step = made(*args)
 
         def step(state: Any, batch: Any) -> Any:
             new, metrics = train_step(state, batch)
-            bad = jax.pure_callback(is_third, jax.ShapeDtypeStruct((), np.bool_), batch["inputs"])
+            bad = jax.pure_callback(is_bad, jax.ShapeDtypeStruct((), np.bool_), batch["inputs"])
             loss = jax.numpy.where(bad, jax.numpy.nan, metrics["train/loss"])
             return new, {**metrics, "train/loss": loss, "train/anomaly": jax.numpy.where(bad, 1.0, 0.0)}
 
@@ -366,6 +396,21 @@ def test_nan_rolls_back_and_leaves_out_what_was_read_since_the_checkpoint(short,
         open_corpus(config.data), Tokenizer.from_json((folder / "tokenizer.json").read_text()), config
     )
     assert faulty == [next(stream)["inputs"].tolist() for _ in range(6)]
+
+
+@pytest.mark.parametrize("faulty", [range(3, 100)], indirect=True)
+def test_after_so_many_rollbacks_it_stops_and_says_so_also_when_it_is_started_again(short, tmp_path, faulty):
+    changes = {"train.anomaly": "rollback", "train.checkpoint_every": 2, "train.rollbacks": 2}
+    config, folder = override(short, changes), tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(
+            TrainingError, match=r"Stopped at step 3: the loss is nan .*rolled back 2 times \(--train.rollbacks\)"
+        ):
+            train(config, folder, "command")
+        records = [json.loads(line) for line in (folder / "rollbacks.jsonl").read_text().splitlines()]
+        assert [(record["step"], record["to"]) for record in records] == [(3, 2)] * 2
+        assert records[0]["data_state"] != records[1]["data_state"]  # Another batch each time.
+    assert faulty[2:7:2] == faulty[8:13:2]  # The same ones again, once more.
 
 
 def test_a_full_disk_is_one_clear_error(short, tmp_path):
