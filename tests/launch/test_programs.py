@@ -81,7 +81,9 @@ def test_the_report_is_self_contained_and_shows_each_part(trained, smoke):
         assert part in page, part
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(trained, smoke):
+    """The loop's part of it is in tests/train/test_loop.py, and always tested."""
     folder, _ = trained
     before = (folder / "metrics.jsonl").read_text()
     program("train", *smoke, f"--run={folder}")

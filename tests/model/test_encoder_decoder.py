@@ -30,7 +30,7 @@ TARGETS = [[1, 2, 3, 4, 5], [1, 20, 21, 22, 23], [1, 9, 8, 7, 6]]
 
 def network(**settings):
     module = build(tiny(network="encoder_decoder", **settings))
-    return module, {"params": random_params(module)}
+    return module, {"params": random_params(module)}, jax.jit(module.apply, static_argnames="mutable")
 
 
 def padded(rows, length):
@@ -42,15 +42,15 @@ def padded(rows, length):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_decoding_from_the_cache_is_the_full_pass(settings):
-    module, variables = network(**settings)
+    module, variables, apply = network(**settings)
     tokens_BT, source = jnp.array(TARGETS, jnp.int32), padded(SOURCES, 8)
-    whole_BTV = module.apply(variables, tokens_BT, source=source)
+    whole_BTV = apply(variables, tokens_BT, source=source)
     variables["cache"] = empty_cache(module.config, 3, 8, 8)
     parts = []
     for first, last in ((0, 2), (2, 3), (3, 5)):
         positions_BT = jnp.broadcast_to(jnp.arange(first, last), (3, last - first))
-        logits_BTV, kept = module.apply(
-            variables, tokens_BT[:, first:last], positions_BT, source=None if first else source, mutable=["cache"]
+        logits_BTV, kept = apply(
+            variables, tokens_BT[:, first:last], positions_BT, source=None if first else source, mutable=("cache",)
         )
         variables |= kept
         parts.append(logits_BTV)
@@ -61,19 +61,19 @@ def test_decoding_from_the_cache_is_the_full_pass(settings):
     "settings", [*SETTINGS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in SETTINGS[2:])]
 )
 def test_padding_and_packing_change_nothing(settings):
-    module, variables = network(**settings)
+    _, variables, apply = network(**settings)
     alone = [
-        module.apply(variables, jnp.array([target], jnp.int32), source=padded([source], len(source)))[0]
+        apply(variables, jnp.array([target], jnp.int32), source=padded([source], len(source)))[0]
         for source, target in zip(SOURCES, TARGETS, strict=True)
     ]
-    together = module.apply(variables, jnp.array(TARGETS, jnp.int32), source=padded(SOURCES, 16))
+    together = apply(variables, jnp.array(TARGETS, jnp.int32), source=padded(SOURCES, 16))
     np.testing.assert_allclose(together, jnp.stack(alone), atol=5e-5)
 
     lengths, T = [len(source) for source in SOURCES], len(TARGETS[0])
     tokens_1S = jnp.array([[*np.concatenate(SOURCES), 0]], jnp.int32)
     positions_1S = jnp.array([[*np.concatenate([np.arange(length) for length in lengths]), 0]], jnp.int32)
     segments_1S = jnp.array([[*np.repeat([1, 2, 3], lengths), 0]], jnp.int32)
-    packed = module.apply(
+    packed = apply(
         variables, jnp.array(TARGETS, jnp.int32).reshape(1, -1), jnp.tile(jnp.arange(T), 3)[None],
         jnp.array([np.repeat([1, 2, 3], T)], jnp.int32), source=Source(tokens_1S, positions_1S, segments_1S),
     )  # fmt: skip
@@ -82,21 +82,21 @@ def test_padding_and_packing_change_nothing(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_token_sees_all_of_the_source_and_nothing_that_comes_after_it(settings):
-    module, variables = network(**settings)
+    _, variables, apply = network(**settings)
     tokens_1T, source = jnp.array(TARGETS[:1], jnp.int32), padded(SOURCES[:1], 5)
-    before = module.apply(variables, tokens_1T, source=source)
-    changed = module.apply(variables, tokens_1T.at[0, 3].set(30), source=source)
+    before = apply(variables, tokens_1T, source=source)
+    changed = apply(variables, tokens_1T.at[0, 3].set(30), source=source)
     moved_T = jnp.max(jnp.abs(changed - before)[0], axis=-1)
     assert jnp.all(moved_T[:3] == 0)
     assert jnp.all(moved_T[3:] > 1e-4)
     for place in range(5):
         other = source.replace(tokens_BS=source.tokens_BS.at[0, place].set(30))
-        moved_T = jnp.max(jnp.abs(module.apply(variables, tokens_1T, source=other) - before)[0], axis=-1)
+        moved_T = jnp.max(jnp.abs(apply(variables, tokens_1T, source=other) - before)[0], axis=-1)
         assert jnp.all(moved_T > 1e-5), place
 
 
 def test_each_attention_is_recorded_and_its_rows_sum_to_one():
-    module, variables = network(**SETTINGS[0])
+    module, variables, _ = network(**SETTINGS[0])
     places = ("layers/attention/weights", "layers/cross_attention/weights", "encoder/layers/attention/weights")
     seen = record(module, variables["params"], jnp.array(TARGETS, jnp.int32), places, source=padded(SOURCES, 8))
     for name, shape in zip(places, [(2, 3, 4, 5, 5), (2, 3, 4, 5, 8), (2, 3, 4, 8, 8)], strict=True):
@@ -108,7 +108,7 @@ def test_each_attention_is_recorded_and_its_rows_sum_to_one():
 
 
 def test_greedy_text_is_that_of_the_full_pass_and_no_row_depends_on_its_neighbours():
-    module, variables = network(**SETTINGS[1])
+    module, variables, whole = network(**SETTINGS[1])
     run = lambda rows: np.concatenate([  # noqa: E731
         chunk.tokens_BC
         for chunk in generate(
@@ -116,7 +116,7 @@ def test_greedy_text_is_that_of_the_full_pass_and_no_row_depends_on_its_neighbou
             seeds=[0] * len(rows), ends=[99], sources=rows,
         )
     ], axis=1)  # fmt: skip
-    together, whole = run(SOURCES), jax.jit(module.apply)
+    together = run(SOURCES)
     for row, source in enumerate(SOURCES):
         np.testing.assert_array_equal(run([source])[0], together[row])
         written = np.zeros((1, 10), np.int32)
@@ -128,7 +128,7 @@ def test_greedy_text_is_that_of_the_full_pass_and_no_row_depends_on_its_neighbou
 
 
 def test_a_missing_or_unwanted_source_is_refused():
-    module, variables = network(**SETTINGS[0])
+    module, variables, _ = network(**SETTINGS[0])
     with pytest.raises(ValueError, match="needs a source"):
         module.apply(variables, jnp.array(TARGETS, jnp.int32))
     decoder = build(tiny())
@@ -138,7 +138,7 @@ def test_a_missing_or_unwanted_source_is_refused():
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], pytest.param(SETTINGS[1], marks=pytest.mark.slow)])
 def test_eight_devices_compute_what_one_computes(settings):
-    module, variables = network(**settings)
+    module, variables, _ = network(**settings)
     rows = jnp.asarray(random_tokens(8, 6))
     source = Source.of(jnp.asarray(random_tokens(8, 7, seed=1)), jnp.arange(8, dtype=jnp.int32) % 7 + 1)
     loss = lambda params, rows, source: jnp.mean(  # noqa: E731
