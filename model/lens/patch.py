@@ -63,11 +63,13 @@ def patch_everywhere(
       ValueError: the shapes differ.
     """
     _check_shapes(tokens_BT, other_BT)
-    before = () if is_recurrent(module.config) else RESIDUAL[:1]
-    ours = record(module, params, tokens_BT, before, source)
     theirs_LBSD = record(module, params, other_BT, (place,), source)[place]
-    run = _patch_whole if is_recurrent(module.config) else _patch_rest
-    inputs = jnp.asarray(tokens_BT), source, ours.get(RESIDUAL[0])
+    if is_recurrent(module.config):
+        run, inputs = _patch_whole, (jnp.asarray(tokens_BT), source)
+    else:
+        before_LBTD = record(module, params, tokens_BT, RESIDUAL[:1], source)[RESIDUAL[0]]
+        memory = jax.jit(encoded, static_argnums=0)(module, params, source)
+        run, inputs = _patch_rest, (jnp.asarray(tokens_BT), memory, before_LBTD)
     of_layers = partial(run, module, params, inputs, theirs_LBSD, at % tokens_BT.shape[1], place)
     return each_layer(of_layers, module.config.model.num_layers, on_layer)
 
@@ -87,8 +89,8 @@ def _patch_rest(
     module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str, layers_X: jax.Array
 ) -> jax.Array:
     """The layers before the patched one are as they were, and are not computed again."""
-    tokens_BT, source, before_LBTD = inputs
-    config, memory = module.config, encoded(module, params, source)
+    tokens_BT, memory, before_LBTD = inputs
+    config = module.config
 
     def of_layer(layer: jax.Array) -> jax.Array:
         def patched(token: jax.Array) -> jax.Array:
@@ -108,7 +110,7 @@ def _patch_rest(
 def _patch_whole(
     module: Any, params: Any, inputs: Any, theirs_LBSD: jax.Array, at: int, place: str, layers_X: jax.Array
 ) -> jax.Array:
-    tokens_BT, source, _ = inputs
+    tokens_BT, source = inputs
 
     def of_layer(layer: jax.Array) -> jax.Array:
         def patched(token: jax.Array) -> jax.Array:
