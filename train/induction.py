@@ -16,15 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import build
+from model.lens.edits import replaced, spot
 from model.lens.heads import head_scores
 from model.lens.patch import edited
-from model.lens.places import HEADS, WEIGHTS, without_heads
+from model.lens.places import HEADS, WEIGHTS
 from model.lens.record import record
 from train.checkpoint import Restored, finished_steps, restore_params
 from train.data.pipeline import Batch, held_out_batches
 from train.data.sources import open_corpus
 
 PREVIOUS = 0.1  # A head that gives the token before so much of its attention, or more, is a previous-token head.
+
+# What may stand in the place of what heads hand on: nothing, its mean over rows and tokens, that of another row
+# (resampling), or the mean of all values that they can see, as if they looked nowhere in particular.
+ABLATIONS = ("zero", "mean", "another row", "even")
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,21 @@ def history(folder: Path) -> list[Induction]:
     return [measure(restore_params(f"{folder}@{step}"), batch) for step in steps]
 
 
-def without(restored: Restored, batch: Batch, off: Sequence[tuple[int, int]]) -> float:
-    """The loss without the (layer, head) pairs `off`."""
-    model, inputs_BT = restored.config.model, jnp.asarray(batch["inputs"])
-    edits = {HEADS[0]: without_heads(model.num_layers, model.num_heads, off)}
-    return asked_for(edited(build(restored.config), restored.params, inputs_BT, edits), batch)[0]
+def without(restored: Restored, batch: Batch, off: Sequence[tuple[int, int]], instead: str = "zero") -> float:
+    """The loss without the (layer, head) pairs `off`; `instead` is one of ABLATIONS."""
+    module, inputs_BT = build(restored.config), jnp.asarray(batch["inputs"])
+    T, place, value = inputs_BT.shape[1], WEIGHTS[0] if instead == "even" else HEADS[0], jnp.zeros((1,) * 5)
+    if instead == "even":
+        value = (jnp.tril(jnp.ones((T, T))) / jnp.arange(1, T + 1, dtype=jnp.float32)[:, None])[None, None, None]
+    elif instead != "zero":
+        own_LBTNH = record(module, restored.params, inputs_BT, [place])[place]
+        value = jnp.roll(own_LBTNH, 1, axis=1)
+        if instead == "mean":
+            value = jnp.mean(own_LBTNH, axis=(1, 2), keepdims=True)
+    at = jnp.zeros((1,) * 5, bool)
+    for layer, head in off:
+        at = at | spot(module, place, T, layer=layer, head=head)
+    return asked_for(edited(module, restored.params, inputs_BT, {place: replaced(at, value)}), batch)[0]
 
 
 def previous_token_heads(measured: Induction) -> list[tuple[int, int]]:

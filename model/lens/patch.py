@@ -34,7 +34,12 @@ def edited(
     Raises:
       KeyError: a place that cannot be changed, or that this network does not have; the message lists those that can.
     """
-    return module.apply({"params": params} | collection(module, edits), tokens_BT, source=source)
+    return _applied(module, {"params": params} | collection(module, edits), tokens_BT, source)
+
+
+@partial(jax.jit, static_argnums=0)
+def _applied(module: Any, variables: dict[str, Any], tokens_BT: jax.Array, source: Source | None) -> jax.Array:
+    return module.apply(variables, tokens_BT, source=source)
 
 
 def patch_everywhere(

@@ -17,7 +17,7 @@ from train.circuits import loss_on_repeats, repeated_tokens, strongest
 from train.data.sections import Corpus
 from train.data.tokenizer import make_tokenizer
 from train.distribution import calibration, distinct
-from train.induction import Induction, asked_for, previous_token_heads, steepest_rise
+from train.induction import ABLATIONS, Induction, asked_for, previous_token_heads, steepest_rise, without
 
 CONFIG = dataclasses.replace(tiny(), tokenizer=schema.Tokenizer(source="bytes", vocab_size=257))
 MODULE = build(CONFIG)
@@ -62,6 +62,19 @@ def test_heads_are_told_by_their_scores_and_the_steepest_rise_is_found():
     assert previous_token_heads(seen[0]) == [(0, 1), (1, 1)]
     assert steepest_rise(seen, within=200) == (pytest.approx(0.65), 100, 300)
     assert steepest_rise(seen, within=100) == (pytest.approx(0.55), 200, 300)
+
+
+def test_heads_are_taken_out_in_each_way():
+    inputs_BT = random_tokens(2, 6)
+    inputs_BT[:, 4:] = inputs_BT[:, :2]  # So that rows differ, and something is to be read.
+    batch = {"inputs": inputs_BT, "targets": np.roll(inputs_BT, -1, 1), "weights": np.ones((2, 6), np.int32)}
+    plain = asked_for(MODULE.apply({"params": NETWORK.params}, jnp.asarray(inputs_BT)), batch)[0]
+    losses = {kind: without(NETWORK, batch, [(0, 1), (1, 2)], kind) for kind in ABLATIONS}
+    assert len({round(loss, 5) for loss in [plain, *losses.values()]}) == 5
+    for kind in ("another row", "even"):
+        assert without(NETWORK, batch, [], kind) == pytest.approx(plain, rel=1e-5)
+    alike = {name: x[:1].repeat(2, 0) for name, x in batch.items()}
+    assert without(NETWORK, alike, [(0, 1)], "another row") == pytest.approx(without(NETWORK, alike, []), rel=1e-5)
 
 
 def test_calibration_counts_how_often_the_likeliest_token_comes():
