@@ -2,10 +2,11 @@
 
 uv run python -m benchmarks.ablate_cpu --runs=8 --steps=160 --source='text:docs/*.md'
 
-Both are `train.together.train_together`: all at once on as many devices as there are cores, as launch.ablate does it;
-and one run alone on one device, times their number. Compiling counts for neither. Each is measured in a process of its
-own, in turns. Prints, as one JSON object, seconds and CPU seconds of a step of all runs (the shortest of some rounds)
-and how much faster together is.
+Two figures, each in turns and in processes of their own, as one JSON object with seconds and CPU seconds:
+`steps`, one step of all runs, compiling left aside: `train.together.train_together` with all at once, as launch.ablate
+does it, and with one run alone, times their number (the shortest of some rounds);
+`commands`, from the command to the numbers: one `launch.ablate`, and one `launch.train` for each run, which evaluates
+once and neither samples nor saves on the way. `cold` has an empty cache of compiled programs, `warm` is the same again.
 """
 
 from __future__ import annotations
@@ -14,31 +15,46 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
 from configs.convert import override
 from configs.presets import preset
+from launch import start
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 
 FLAGS = flags.FLAGS
 
 
+def settings() -> dict[str, Any]:
+    """What all runs have."""
+    return {
+        "train.steps": FLAGS.steps, "train.eval_every": 0, "train.eval_batches": 1, "data.source": FLAGS.source,
+        "train.sample_every": 0, "train.checkpoint_every": 0,
+    }  # fmt: skip
+
+
+def rates(runs: int) -> list[float]:
+    """The learning rate of each run."""
+    return [round(1e-3 * (1 + number), 6) for number in range(runs)]
+
+
 def measure(runs: int) -> tuple[float, float]:
     """Seconds and CPU seconds that a step of `runs` runs took, once compiling was over."""
     from train.together import MOST_STEPS, train_together
 
-    config = override(
-        preset("smoke"),
-        {"train.steps": FLAGS.steps, "train.eval_every": 0, "train.eval_batches": 1, "data.source": FLAGS.source},
-    )
+    config = override(preset("smoke"), settings())
     corpus = open_corpus(config.data)
     tokenizer = make_tokenizer(config.tokenizer, corpus)
     configs = [
-        override(config, {"train.seed": number, "optimizer.learning_rate": 1e-3 * (1 + number)})
-        for number in range(runs)
+        override(config, {"train.seed": number, "optimizer.learning_rate": rate})
+        for number, rate in enumerate(rates(runs))
     ]
     marks: list[tuple[float, float]] = []
     train_together(configs, corpus, tokenizer, lambda: marks.append((time.perf_counter(), time.process_time())))
@@ -55,8 +71,50 @@ def measured(runs: int) -> tuple[float, float]:
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
+def timed(commands: list[list[str]], cache: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds of commands, one after another."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    began, before = time.perf_counter(), os.times()
+    for command in commands:
+        subprocess.run([sys.executable, "-m", *command], env=environment, stdout=subprocess.DEVNULL, check=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began, cpu
+
+
+def commands() -> dict[str, Any]:
+    """Whole commands, with an empty cache and with a warm one."""
+    found: dict[str, Any] = {}
+    flags_of_all = ["--config=smoke", *(f"--{name}={value}" for name, value in settings().items())]
+    values = [str(rate) for rate in rates(FLAGS.runs)]
+    with tempfile.TemporaryDirectory() as folder:
+        for cache in ("cold", "warm"):
+            run = Path(folder) / cache
+            vary = [f"--vary=optimizer.learning_rate={','.join(values)}", "--seeds=1", f"--run={run}/all"]
+            alone = [
+                ["launch.train", *flags_of_all, f"--optimizer.learning_rate={value}", f"--run={run}/{value}"]
+                for value in values
+            ]
+            together_took = timed([["launch.ablate", *flags_of_all, *vary]], Path(folder) / "cache-together")
+            found[cache] = compared(together_took, timed(alone, Path(folder) / "cache-alone"))
+    return found
+
+
+def compared(together: Sequence[float], alone: Sequence[float]) -> dict[str, float]:
+    """Seconds and CPU seconds of all runs together, and one after another."""
+    return {
+        "together_seconds": together[0],
+        "one_after_another_seconds": alone[0],
+        "together_cpu_seconds": together[1],
+        "one_after_another_cpu_seconds": alone[1],
+        "faster": alone[0] / together[0],
+        "fewer_cpu_seconds": alone[1] / together[1],
+    }
+
+
 def main(_: list[str]) -> None:
     """Both, in turns."""
+    start.prepare_jax()  # As the programs have it.
     if FLAGS.only:
         import jax
 
@@ -65,19 +123,8 @@ def main(_: list[str]) -> None:
         return
     rounds = [(measured(FLAGS.runs), measured(1)) for _ in range(FLAGS.rounds)]
     together, alone = ([min(one[side][kind] for one in rounds) for kind in (0, 1)] for side in (0, 1))
-    print(
-        json.dumps(
-            {
-                "runs": FLAGS.runs,
-                "together_seconds": together[0],
-                "one_after_another_seconds": alone[0] * FLAGS.runs,
-                "together_cpu_seconds": together[1],
-                "one_after_another_cpu_seconds": alone[1] * FLAGS.runs,
-                "faster": alone[0] * FLAGS.runs / together[0],
-                "fewer_cpu_seconds": alone[1] * FLAGS.runs / together[1],
-            }
-        )
-    )
+    steps = compared(together, [each * FLAGS.runs for each in alone])
+    print(json.dumps({"runs": FLAGS.runs, "steps": steps, **({"commands": commands()} if FLAGS.commands else {})}))
 
 
 if __name__ == "__main__":
@@ -85,5 +132,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 160, "Steps of each run, a multiple of 16.")
     flags.DEFINE_integer("only", 0, "Only measure so many runs together, here.")
     flags.DEFINE_integer("rounds", 3, "Times that each is measured.")
+    flags.DEFINE_boolean("commands", True, "Measure whole commands as well.")
     flags.DEFINE_string("source", "stdlib", "What is read, as --data.source.")
     app.run(main)

@@ -12,12 +12,13 @@ docs/ablations.md shows a whole one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +28,7 @@ from configs import flags as config_flags
 from configs.schema import ConfigError
 from launch import start
 from launch.progress import progress
+from train.stop import RESTART, Stop, Stopped
 
 if TYPE_CHECKING:
     from configs.ablations import Variant
@@ -76,7 +78,14 @@ def define(argv: Sequence[str]) -> None:
         "scaling: fit --metric = E + A / parameters^alpha + B / tokens^beta to the runs, with intervals, and draw it; "
         "needs three widths (or depths) and three --train.steps at least.",
     )
-    flags.DEFINE_boolean("dry_run", False, "Only print what would be run.")
+    flags.DEFINE_boolean(
+        "dry_run", False, "Only print what would be run; with --json also its programs, one JSON object each."
+    )
+    flags.DEFINE_integer(
+        "program", 0, "Only train the runs of the plan's first, second, ... program, and keep them in a file of their "
+        "own, results-1.sqlite, ...: what launch.submit makes a job of.",
+    )  # fmt: skip
+    flags.DEFINE_boolean("compare_only", False, "Train nothing: compare what is there, from --program's jobs as well.")
     flags.DEFINE_string("run", "runs/ablation", "The folder of results.sqlite, report.html and the tables.")
     flags.DEFINE_boolean("json", False, "One JSON object per variant on stdout instead of a table.")
     config_flags.define(argv)
@@ -95,7 +104,7 @@ def run() -> int | None:
         # Runs of one program are spread over devices: on a CPU, each on a core.
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
     start.prepare_jax()
-    from train.ablation import Corpora, Results, plan, tokens_of, train_all
+    from train.ablation import Corpora, plan, tokens_of, train_all
     from train.scaling import check_sizes
 
     corpora = Corpora()
@@ -104,19 +113,80 @@ def run() -> int | None:
         return search_settings(base, seeds, corpora)
     runs = plan(base, variants, seeds, "" if FLAGS.match == "none" else FLAGS.match, corpora)
     folder = pathlib.Path(FLAGS.run)
-    results = Results(folder / "results.sqlite")
+    runs = of_program(runs)
+    results = opened(folder, runs)
     try:
         tell_plan(runs, results)
         if FLAGS.fit == "scaling":
             check_sizes([(one.parameters, tokens_of(one.config)) for one in runs])
         if FLAGS.dry_run:
             return None
+        if FLAGS.compare_only:
+            return tell(runs, results, folder)
         total = sum(one.config.train.steps for one in runs if not results.done(one))
-        with progress() as on_done:
-            train_all(runs, results, corpora, base, lambda done: on_done("steps", done, total))
-        return tell(runs, results, folder)
+        with progress() as on_done, stoppable() as check:
+            train_all(runs, results, corpora, base, lambda done: check() or on_done("steps", done, total))
+        # What failed is told by the command that compares: whoever starts jobs would only start this one again.
+        return 0 if FLAGS.program else tell(runs, results, folder)
+    except Stopped:
+        return tell_stopped()
     finally:
         results.close()
+
+
+def of_program(runs: list[RunPlan]) -> list[RunPlan]:
+    """The runs of --program, or all. Raises ConfigError if there is no such program."""
+    from train.ablation import programs
+
+    if not FLAGS.program:
+        return runs
+    groups = programs(runs)
+    if not 1 <= FLAGS.program <= len(groups):
+        raise ConfigError(f"--program={FLAGS.program}: this plan has the programs 1 to {len(groups)}.")
+    return groups[FLAGS.program - 1]
+
+
+def opened(folder: pathlib.Path, runs: Sequence[RunPlan]) -> Results:
+    """The file of results that this command writes, with what others in the folder have of these runs.
+
+    SQLite's locks don't hold between machines that share a file system, so that each job has a file of its own.
+    """
+    from train.ablation import Results
+
+    name = f"results-{FLAGS.program}.sqlite" if FLAGS.program else "results.sqlite"
+    results = Results(folder / name)
+    for path in sorted(folder.glob("results*.sqlite")):
+        if path.name != name:
+            results.take(path, runs)
+    return results
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Gives what raises Stopped once SIGTERM or Ctrl-C has come; before it was called, they end the process at once."""
+    stop = Stop(command())
+
+    def check() -> None:
+        stop.unsaved = True
+        if stop():
+            raise Stopped
+
+    stop.install()
+    try:
+        yield check
+    finally:
+        stop.uninstall()
+
+
+def tell_stopped() -> int:
+    """The status of one that was asked to stop."""
+    print(f"Stopped and saved; to go on: {command()}", file=sys.stderr)
+    return RESTART
+
+
+def command() -> str:
+    """This command, as it was typed."""
+    return shlex.join(["uv", "run", "-m", "launch.ablate", *sys.argv[1:]])
 
 
 def variants_asked() -> list[Variant]:
@@ -146,6 +216,7 @@ def search_settings(base: Config, seeds: Sequence[int], corpora: Corpora) -> int
     axes = axes_asked(searched)
     for name, given in {
         "match": FLAGS.match != "none", "fit": FLAGS.fit != "none", "zip": FLAGS.zip, "dry_run": FLAGS.dry_run,
+        "program": FLAGS.program, "compare_only": FLAGS.compare_only,
     }.items():  # fmt: skip
         if given:
             raise ConfigError(
@@ -158,12 +229,14 @@ def search_settings(base: Config, seeds: Sequence[int], corpora: Corpora) -> int
     results = Results(folder / "results.sqlite")
     try:
         total = FLAGS.trials * base.train.steps
-        with progress() as on_done:
+        with progress() as on_done, stoppable() as check:
             found = search(
                 base, axes, FLAGS.search, FLAGS.trials, FLAGS.prune, seeds, FLAGS.metric, results, corpora,
-                lambda done: on_done("steps", done, total),
+                lambda done: check() or on_done("steps", done, total),
             )  # fmt: skip
         return tell_search(found, results, folder)
+    except Stopped:
+        return tell_stopped()
     finally:
         results.close()
 
@@ -197,6 +270,10 @@ def tell_plan(runs: Sequence[RunPlan], results: Results) -> None:
             f"{tokens_of(first.config):>10,}  {first.flops:.2e}",
             file=sys.stderr,
         )
+    if FLAGS.dry_run and FLAGS.json:
+        for number, group in enumerate(programs(runs), 1):
+            left = sum(one in missing for one in group)
+            print(json.dumps({"program": number, "runs": len(group), "missing": left}))
     if missing:
         seconds = sum(one.flops / (SHARE * matmul_peak(one.config.model.dtype)) for one in missing)
         print(
@@ -226,11 +303,10 @@ def tell(runs: Sequence[RunPlan], results: Results, folder: pathlib.Path, ended:
         print(f"No run has a {FLAGS.metric}.", file=sys.stderr)
         return 1
     found = compare(values)
-    command = shlex.join(["uv", "run", "-m", "launch.ablate", *sys.argv[1:]])
     tell_table(found)
     fitted = tell_scaling(runs, values) if FLAGS.fit == "scaling" else ""
     page = views.ablation_page(
-        folder.name, FLAGS.metric, found, curves(runs, results), failures, command, ended, fitted
+        folder.name, FLAGS.metric, found, curves(runs, results), failures, command(), ended, fitted
     )
     for name, text in {
         "report.html": page, "results.csv": views.as_csv(found), "results.md": views.as_markdown(found),

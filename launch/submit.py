@@ -1,9 +1,10 @@
-"""Submit a training run to a cluster: shown first, checked before it leaves this machine, followed, and found again.
+"""Submit a training run or an ablation to a cluster: shown first, checked before it leaves, followed, found again.
 
   uv run -m launch.submit --on=local --processes=2 -- launch.train --config=smoke --run=runs/two
   uv run -m launch.submit --on=slurm --nodes=4 --gpus=8 --time=2-0 -- launch.train --config=llama3_8b --run=runs/llama3
   uv run -m launch.submit --on=gke --topology=v5p:4x4x4 --image=IMAGE --storage=gs://my-bucket -- launch.train …
   uv run -m launch.submit --on=skypilot --accelerators=tpu-v6e-8 --storage=gs://my-bucket -- launch.train …
+  uv run -m launch.submit --on=slurm --gpus=1 -- launch.ablate --config=quickstart --vary=model.width=64,128
   uv run -m launch.submit --status=two        and --logs=two, --cancel=two (it saves first), --resume=two
 
 --dry_run only shows the script or manifest; --yes does not ask. A run that is interrupted, pre-empted or loses a
@@ -12,6 +13,7 @@ machine is started again by the cluster and goes on from its newest checkpoint: 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shlex
@@ -32,6 +34,7 @@ from train.stop import RESTART
 
 FLAGS = flags.FLAGS
 ACTIONS = ("status", "logs", "cancel", "resume")
+ALONE = ("local", "slurm")  # Where machines share a file system with this one.
 
 
 def define(_: Sequence[str]) -> None:
@@ -62,7 +65,7 @@ def run(command: list[str]) -> int:
     cluster = clusters.named(job.on)
     if asked == ["resume"]:
         refuse_running(job, cluster.state(job, identity))
-        return send(job, cluster)
+        return send([job], cluster)
     if asked == ["cancel"]:
         tell(job, identity, State("cancelled", cluster.cancel(job, identity)))
         return 0
@@ -77,17 +80,46 @@ def submit(command: list[str]) -> int:
     cluster = clusters.named(FLAGS.on)
     request = request_of(cluster)
     config, asked = jobs.resolve(command)
+    if command[0] != jobs.PROGRAMS[0]:
+        check_alone(FLAGS.on, request, command[0])
     request = jobs.name_of(request, asked)
-    arguments = jobs.arguments(command, cluster.run_folder(request, asked))
-    job = Job(FLAGS.on, request, arguments, str(Path.cwd()))
-    cluster.check(job, config)
+    found = [job_of(FLAGS.on, request, asked, command, part) for part in jobs.parts(command)]
+    for job in found:
+        cluster.check(job, config)
+        if not FLAGS.dry_run and (job.folder / "job.json").exists():
+            before, identity = jobs.load(job.name)
+            refuse_running(before, clusters.named(before.on).state(before, identity))
     if FLAGS.dry_run:
-        print(cluster.render(job), end="")
+        print("\n".join(cluster.render(job) for job in found), end="")
         return 0
-    if (job.folder / "job.json").exists():
-        before, identity = jobs.load(job.name)
-        refuse_running(before, clusters.named(before.on).state(before, identity))
-    return send(job, cluster)
+    if not found:
+        print(f"Nothing of {asked} is missing.", file=sys.stderr)
+    return send(found, cluster)
+
+
+def job_of(on: str, request: Request, asked: str, command: list[str], part: str) -> Job:
+    """The job of a command, or of a part of it (`jobs.parts`), which has a name of its own."""
+    folder = clusters.named(on).run_folder(request, asked)
+    if part:
+        request = jobs.name_of(dataclasses.replace(request, name=f"{request.name}-{part.partition('=')[2]}"), asked)
+    arguments = jobs.arguments([*command, *filter(None, [part])], folder)
+    return Job(on, request, arguments, str(Path.cwd()), command[0])
+
+
+def check_alone(on: str, request: Request, program: str) -> None:
+    """Refuses what cannot be done with an ablation.
+
+    Raises:
+      ConfigError: names it.
+    """
+    if on not in ALONE:
+        raise ConfigError(
+            f"--on={on}: {program} keeps SQLite files in its run folder, which this machine has to see: submit "
+            f"it --on={' or '.join(ALONE)}."
+        )
+    for name in ("processes", "nodes"):
+        if (count := getattr(request, name)) > 1:
+            raise ConfigError(f"--{name}={count}: each job of {program} is one process; leave it at 1.")
 
 
 def request_of(cluster: ModuleType) -> Request:
@@ -113,22 +145,26 @@ def refuse_running(job: Job, state: State) -> None:
         )
 
 
-def send(job: Job, cluster: ModuleType) -> int:
-    """Shows, asks, submits and follows."""
-    text = cluster.render(job)
-    if not FLAGS.json:
-        print(text)
-    print(f"{job.name} on {job.on}: {shlex.join([jobs.PROGRAM, *job.arguments])}", file=sys.stderr)
-    if not FLAGS.yes and not agreed():
+def send(found: Sequence[Job], cluster: ModuleType) -> int:
+    """Shows, asks, submits and follows, one job after another."""
+    for job in found:
+        text = cluster.render(job)
+        if not FLAGS.json:
+            print(text)
+        print(f"{job.name} on {job.on}: {shlex.join([job.program, *job.arguments])}", file=sys.stderr)
+    if found and not FLAGS.yes and not agreed():
         return 1
-    job.folder.mkdir(parents=True, exist_ok=True)
-    file = job.folder / cluster.FILE
-    file.write_text(text, encoding="utf-8")
-    jobs.save(job, "")
-    identity = cluster.submit(job, file)
-    jobs.save(job, identity)
-    tell(job, identity, State("submitted", str(file)))
-    return show(job, identity, cluster) if FLAGS.follow else 0
+    identities = []
+    for job in found:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        file = job.folder / cluster.FILE
+        file.write_text(cluster.render(job), encoding="utf-8")
+        jobs.save(job, "")
+        identities.append(cluster.submit(job, file))
+        jobs.save(job, identities[-1])
+        tell(job, identities[-1], State("submitted", str(file)))
+    pairs = zip(found, identities, strict=True)
+    return max((show(*pair, cluster) for pair in pairs), default=0) if FLAGS.follow else 0
 
 
 def agreed() -> bool:

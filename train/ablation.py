@@ -23,9 +23,12 @@ from train.data.sections import Corpus
 from train.data.sources import open_corpus
 from train.data.tokenizer import Tokenizer, make_tokenizer
 from train.metrics import train_flops_per_token
+from train.stop import Stopped
 from train.together import Line, program_of, train_together
+from train.unfinished import Unfinished
 
 TOGETHER = 16  # The most runs of one program, so that their states fit.
+UNFINISHED = "unfinished"  # The folder, beside the results, of what was saved of groups that are not done.
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Results:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = path.parent
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path)
         self._database.executescript(
             """
@@ -193,6 +197,20 @@ class Results:
             ]  # fmt: skip
             self._database.executemany("insert or replace into lines values (?, ?, ?, ?)", rows)
 
+    def take(self, path: Path, runs: Sequence[RunPlan]) -> None:
+        """Copies from another file what these runs came to, where this one does not have them done."""
+        found = [run.key for run in runs if not self.done(run)]
+        marks = ", ".join("?" * len(found))
+        self._database.execute("attach ? as other", (str(path),))
+        theirs = f"where key in (select key from other.runs where key in ({marks}))"
+        with self._database:
+            self._database.execute(f"delete from main.lines {theirs}", found)
+            for table in ("lines", "runs"):
+                self._database.execute(
+                    f"insert or replace into main.{table} select * from other.{table} {theirs}", found
+                )
+        self._database.execute("detach other")
+
     def lines(self, run: RunPlan, name: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, by step."""
         found = self._database.execute(
@@ -216,7 +234,7 @@ def train_all(
 
     Args:
       base: the config that the variants were made from, by whose vocabulary the tokenizers were asked for.
-      on_step: called with how many steps of single runs have been trained.
+      on_step: called with how many steps of single runs have been trained; may raise Stopped, as in `train_together`.
     """
     done = 0
 
@@ -240,6 +258,8 @@ def train_group(
 ) -> None:
     """Trains the runs of one program and keeps what they came to, an error among it; see `train_all`.
 
+    The same group that was killed before goes on from where it was saved last (`train.unfinished`).
+
     Args:
       prune: called after each evaluation with the lines so far; where it is true, all runs end, and those that have not
         come to their last step are kept as pruned.
@@ -247,15 +267,25 @@ def train_group(
     """
     began, error, lines = time.perf_counter(), "", [[] for _ in group]
     asked = override(group[0].config, {"tokenizer.vocab_size": base.tokenizer.vocab_size})
+    keys = " ".join(run.key for run in group)
+    unfinished = Unfinished(results.folder / UNFINISHED / hashlib.sha256(keys.encode()).hexdigest()[:16])
     try:
-        lines = train_together([run.config for run in group], *corpora.of(asked), on_step, prune, free)
+        corpus, tokenizer = corpora.of(asked)
+        configs = [run.config for run in group]
+        lines = train_together(configs, corpus, tokenizer, on_step, prune, free, unfinished)
+    except Stopped:
+        raise
     except Exception as failure:  # Whatever it is, it is one program's: the others go on.
         error = f"{type(failure).__name__}: {failure}"
+    finally:
+        unfinished.close()
     seconds = (time.perf_counter() - began) / len(group)
     for run, own in zip(group, lines, strict=True):
         told = error or _anomaly(run.config, own)
         short = not told and own[-1]["step"] < run.config.train.steps
         results.put(run, own, seconds, told, "pruned" if short else "")
+    if not error:
+        unfinished.remove()
 
 
 def _anomaly(config: Config, lines: Sequence[Line]) -> str:

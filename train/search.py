@@ -107,9 +107,10 @@ def _tried(
         """Whether to end the trial at the evaluation that lines end with."""
         step = max(int(own[-1]["step"]) for own in lines)
         values = [own[-1].get(metric) if own[-1]["step"] == step else None for own in lines]
-        if step == last or not any(values):  # What is compared may not be measured at evaluations.
+        known = [value for value in values if value is not None]
+        if step == last or not known:  # What is compared may not be measured at evaluations.
             return False
-        numbers = [value for value in [*values, *(of_step.get(step) for of_step in there)] if value is not None]
+        numbers = known + [of_step[step] for of_step in there if step in of_step]
         if len(numbers) < len(runs):  # One of the runs has diverged.
             return True
         trial.report(float(np.mean(numbers)), step)

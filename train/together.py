@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,9 @@ from train.data.sections import Corpus
 from train.data.tokenizer import Tokenizer
 from train.evaluate import evaluation_of, evaluation_sums
 from train.optimizer import evaluation_params, make_optimizer
-from train.step import initial_state, make_train_step
+from train.step import TrainState, initial_state, make_train_step
+from train.stop import Stopped
+from train.unfinished import Unfinished
 
 # Settings in which runs of one program may differ; whether a number is 0 decides what is computed for most of them.
 NUMBERS = (
@@ -57,6 +59,7 @@ def train_together(
     on_step: Callable[[], object] = lambda: None,
     on_evaluation: Callable[[list[list[Line]]], bool] = lambda lines: False,
     free: Collection[str] = (),
+    unfinished: Unfinished | None = None,
 ) -> list[list[Line]]:
     """Trains a run for each config and returns what each would have written to its metrics.jsonl, timings aside.
 
@@ -66,12 +69,16 @@ def train_together(
     Args:
       configs: of one program (`program_of`), with the vocabulary's real size.
       on_step: called after each step that was dispatched; several times in a row where they were dispatched at once.
+        If it raises Stopped, the state is saved first.
       on_evaluation: called after each evaluation with the lines so far; training ends there if it says so.
       free: NUMBERS that the compiled program is to leave open even if all configs agree on them, so that it serves
         the next ones too.
+      unfinished: where the state is saved now and then, and from which the runs go on where it has been: they come to
+        the same numbers. `on_evaluation` is then called again with what was known at the evaluations before.
 
     Raises:
       ConfigError: configs of several programs, or runs that start from a checkpoint.
+      CheckpointError: the state cannot be saved, or all that was saved is damaged.
     """
     config, R = configs[0], len(configs)
     if len({program_of(other) for other in configs}) > 1:
@@ -121,13 +128,26 @@ def train_together(
             if config.train.anomaly == "stop":
                 stopped[:] |= found["train/anomaly"] != 0
 
-    at_once = _steps_at_once(config)
-    for step in range(at_once, config.train.steps + 1, at_once):
+    at_once, begun = _steps_at_once(config), 0
+    if unfinished and (found := unfinished.restore(config, _shape_of(state))):
+        state, place = found
+        begun, lines, stopped[:] = place["step"], place["lines"], place["stopped"]
+        for seed, stream in streams.items():
+            stream.set_state(place["streams"][str(seed)])
+        for _ in range(begun):
+            on_step()
+        for so_far in _evaluations(lines):
+            on_evaluation(so_far)
+    for step in range(begun + at_once, config.train.steps + 1, at_once):
         state, metrics = steps_all(values, state, next_batches(at_once))
         settle()
         pending = step, metrics
+        stopping: Stopped | None = None
         for _ in range(at_once):
-            on_step()
+            try:
+                on_step()
+            except Stopped as asked:
+                stopping = asked
         every = config.train.eval_every
         if step == config.train.steps or (every and step % every == 0):
             settle()
@@ -140,7 +160,26 @@ def train_together(
                 lines[run].append({"step": step, **evaluation_of(total_R3[run])})
             if on_evaluation(lines) or stopped.all():
                 break
+        if unfinished and step < config.train.steps and (stopping or unfinished.is_due()):
+            settle()
+            places = {str(seed): stream.get_state() for seed, stream in streams.items()}
+            place = {"step": step, "lines": lines, "stopped": stopped.tolist(), "streams": places}
+            unfinished.save(config, state, step, place)
+        if stopping and step < config.train.steps:
+            raise stopping
     return lines
+
+
+def _shape_of(state: TrainState) -> TrainState:
+    """Shape, dtype and sharding of each leaf, which outlive the state's own donation."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _evaluations(lines: Sequence[Sequence[Line]]) -> Iterator[list[list[Line]]]:
+    """The lines as they were at each evaluation."""
+    steps = {line["step"] for own in lines for line in own if any(name.startswith("eval/") for name in line)}
+    for step in sorted(steps):
+        yield [[line for line in own if line["step"] <= step] for own in lines]
 
 
 def _program(

@@ -20,7 +20,7 @@ from typing import Any
 
 from configs.schema import Config, ConfigError
 from launch.clusters.fitting import check_tpus, hosts, slice_of_tpus
-from launch.clusters.job import PROGRAM, Job, Request, State, ask, has_ended
+from launch.clusters.job import Job, Request, State, ask, has_ended
 
 READS = ("topology", "slices", "queue", "namespace", "image", "service_account", "storage", "spot")
 FILE = "jobset.yaml"
@@ -153,7 +153,7 @@ def pod(job: Job) -> dict[str, Any]:
         "JAX_NUM_PROCESSES": str(per_slice * asked.slices),
     }
     waits = [] if any("start_timeout" in word for word in job.arguments) else [f"--start_timeout={START_TIMEOUT}"]
-    command = shlex.join(["python", "-m", PROGRAM, *waits, *job.arguments])
+    command = shlex.join(["python", "-m", job.program, *waits, *job.arguments])
     annotations, volume = storage(asked.storage)
     slot = {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/job-index']"}
     selector = {

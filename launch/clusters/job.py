@@ -1,4 +1,4 @@
-"""What is asked of a cluster: a training command, on how many of which machines; and the record that is kept of it."""
+"""What is asked of a cluster: a command that trains, on how many of which machines; and the record kept of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from configs.convert import from_dict
 from configs.schema import Config, ConfigError, setting
 from launch import processes
 
-PROGRAM = "launch.train"
+PROGRAMS = ("launch.train", "launch.ablate")
 ROOT = Path(__file__).parents[2]
 READS = ("name", "max_restarts", "grace")  # What every cluster reads of a request.
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # Names of pods are made of it, and those are short.
@@ -62,8 +62,9 @@ class Job:
 
     on: str
     request: Request
-    arguments: tuple[str, ...]  # Of `launch.train`, the last of which is --run as the machines see it.
+    arguments: tuple[str, ...]  # Of the program, the last of which is --run as the machines see it.
     directory: str  # In which the command is run, where the machines see that: paths may be relative to it.
+    program: str = PROGRAMS[0]
 
     @property
     def name(self) -> str:
@@ -121,7 +122,8 @@ def load(name: str) -> tuple[Job, str]:
     try:
         record = json.loads((records() / name / "job.json").read_text("utf-8"))
         request = Request(**record["request"])
-        job = Job(record["on"], request, tuple(record["arguments"]), record["directory"])
+        program = record.get("program", PROGRAMS[0])  # Older records have none.
+        job = Job(record["on"], request, tuple(record["arguments"]), record["directory"], program)
         return job, record["identity"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         there = sorted(path.parent.name for path in records().glob("*/job.json"))
@@ -141,26 +143,43 @@ def resolve(command: list[str]) -> tuple[Config, str]:
     """The config of a training command, and its --run.
 
     Raises:
-      ConfigError: the command is none of launch.train, or its flags are not right.
+      ConfigError: the command is none of PROGRAMS, or its flags are not right.
     """
-    if command[:1] != [PROGRAM]:
+    if not command or command[0] not in PROGRAMS:
         said = f"not {command[0]}" if command else "and nothing is there"
-        raise ConfigError(f"After -- comes the command to run, {PROGRAM} and its flags, {said}.")
+        raise ConfigError(f"After -- comes the command to run, {' or '.join(PROGRAMS)} and its flags, {said}.")
     for word in command:
         if word.startswith("-") and word.lstrip("-").split("=")[0] in processes.BY_HAND:
             raise ConfigError(f"{word}: the cluster says which process is which; leave it out.")
         if word in ("--run", "-run"):
             raise ConfigError("Write --run=FOLDER, with =.")
-    # The program itself knows best, and it would define its flags beside those of this one.
+    config = from_dict(json.loads(_answer(command, "--print_config")))
+    given = [word.partition("=")[2] for word in command if re.match("--?run=", word)]
+    unsaid = f"runs/{config.name}" if command[0] == PROGRAMS[0] else "runs/ablation"
+    return config, given[-1] if given else unsaid
+
+
+def parts(command: list[str]) -> list[str]:
+    """What to add to a command for each of its jobs: of an ablation, one for each program with runs to train.
+
+    Raises:
+      ConfigError: the flags are not right.
+    """
+    if command[0] == PROGRAMS[0] or any(re.match("--?program=", word) for word in command):
+        return [""]
+    programs = map(json.loads, _answer(command, "--dry_run", "--json").splitlines())
+    return [f"--program={one['program']}" for one in programs if one["missing"]]
+
+
+def _answer(command: list[str], *more: str) -> str:
+    """What the program says to its flags: it knows best, and would define them beside those of this one."""
     parsed = subprocess.run(
-        [sys.executable, "-m", *command, "--print_config"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", *command, *more], capture_output=True, text=True, check=False,
         env={**os.environ, **environment(), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     if parsed.returncode:
-        raise ConfigError(parsed.stderr.strip().removeprefix(f"{PROGRAM}: ") or f"{PROGRAM} does not start.")
-    config = from_dict(json.loads(parsed.stdout))
-    given = [word.partition("=")[2] for word in command if re.match("--?run=", word)]
-    return config, given[-1] if given else f"runs/{config.name}"
+        raise ConfigError(parsed.stderr.strip().removeprefix(f"{command[0]}: ") or f"{command[0]} does not start.")
+    return parsed.stdout
 
 
 def name_of(request: Request, run: str) -> Request:
@@ -178,7 +197,7 @@ def name_of(request: Request, run: str) -> Request:
 
 
 def arguments(command: list[str], run: str) -> tuple[str, ...]:
-    """The flags of a training command, with `--run` as the machines see it at the end."""
+    """The flags of a command, with `--run` as the machines see it at the end."""
     return (*(word for word in command[1:] if not re.match("--?run=", word)), f"--run={run}")
 
 

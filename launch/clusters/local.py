@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from configs.schema import Config
-from launch.clusters.job import PROGRAM, Job, Request, State, check_folder, environment, load, tail
+from launch.clusters.job import Job, Request, State, check_folder, environment, load, tail
 from launch.processes import BY_HAND
 
 READS = ("processes", "devices")
@@ -104,7 +104,7 @@ def _is_held(job: Job) -> bool:
 
 
 def _command(job: Job) -> list[str]:
-    return [sys.executable, "-m", PROGRAM, *job.arguments]
+    return [sys.executable, "-m", job.program, *job.arguments]
 
 
 def _variables(job: Job, number: int, port: int | str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from configs.schema import Config, ConfigError
 from launch.clusters.fitting import check_devices, check_tpus, slice_of_tpus
-from launch.clusters.job import PROGRAM, ROOT, Job, Request, State, ask
+from launch.clusters.job import ROOT, Job, Request, State, ask
 
 READS = ("nodes", "accelerators", "storage", "spot")
 FILE = "task.yaml"
@@ -83,7 +83,7 @@ def task(job: Job) -> dict[str, Any]:
             f'export JAX_COORDINATOR_ADDRESS="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):{PORT}"',
             'export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"',
         ]
-    run.append("exec " + shlex.join(["python", "-m", PROGRAM, *job.arguments]))
+    run.append("exec " + shlex.join(["python", "-m", job.program, *job.arguments]))
     setup = "pip install uv && uv venv --python 3.12 && uv pip install --editable"
     return {
         "name": job.name,

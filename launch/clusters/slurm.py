@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.schema import Config, ConfigError
-from launch.clusters.job import PROGRAM, ROOT, Job, Request, State, ask, check_folder, tail
+from launch.clusters.job import PROGRAMS, ROOT, Job, Request, State, ask, check_folder, tail
 
 READS = ("nodes", "gpus", "partition", "account", "time")
 FILE = "job.sh"
@@ -87,13 +87,13 @@ def render(job: Job) -> str:
     return SCRIPT.format(
         options="\n".join([*lines, "#SBATCH --exclusive", "#SBATCH --requeue"]), root=shlex.quote(str(ROOT)),
         platforms="cuda,cpu" if asked.gpus else "cpu", grace=asked.grace, max_restarts=asked.max_restarts,
-        command=shlex.join([sys.executable, "-m", PROGRAM, *job.arguments]),
+        command=shlex.join([sys.executable, "-m", job.program, *job.arguments]),
     )  # fmt: skip
 
 
 def log(job: Job) -> Path:
-    """Where the job writes what it says."""
-    return Path(job.run) / "slurm.log"
+    """Where the job writes what it says; the jobs of an ablation have one folder."""
+    return Path(job.run) / ("slurm.log" if job.program == PROGRAMS[0] else f"slurm-{job.name}.log")
 
 
 def submit(job: Job, file: Path) -> str:

@@ -60,7 +60,7 @@ def ablated(monkeypatch, capsys, folder):
 def test_a_plan_is_trained_once_and_compared(ablated, folder):
     vary = ["--vary=optimizer.learning_rate=1e-3,3e-3,1e30", "--seeds=2"]
     status, printed, told = ablated(*vary, "--dry_run")
-    assert (status, printed) == (None, [])
+    assert (status, printed) == (None, [{"program": 1, "runs": 6, "missing": 6}])
     assert "6 of 6 runs to train, in 1 programs" in told
     status, printed, told = ablated(*vary)
     assert status == 1  # One variant fails: it is told, and the others are compared.
@@ -85,6 +85,15 @@ def test_a_plan_is_trained_once_and_compared(ablated, folder):
     assert (status, again) == (0, printed)
     with sqlite3.connect(folder / "run" / "results.sqlite") as database:
         assert database.execute("select * from runs").fetchall() == before
+
+    # A job of the same program keeps a file of its own, and knows from the other one that nothing is missing.
+    two = ["--vary=optimizer.learning_rate=1e-3,3e-3", "--seeds=2"]
+    assert ablated(*two, "--program=1")[:2] == (0, [])
+    with pytest.raises(ConfigError, match=r"--program=2: this plan has the programs 1 to 1"):
+        ablated(*two, "--program=2")
+    (folder / "run" / "results.sqlite").unlink()
+    status, again, _ = ablated(*two, "--compare_only")
+    assert (status, again) == (0, printed)
 
 
 @pytest.mark.slow  # It trains three programs.

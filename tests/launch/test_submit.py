@@ -24,7 +24,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from configs.convert import override
 from configs.presets import preset
 from configs.schema import ConfigError
-from launch import clusters
+from launch import clusters, submit
 from launch.clusters import gke, local, slurm
 from launch.clusters import job as jobs
 from launch.clusters.job import Job, Request
@@ -244,6 +244,44 @@ def test_a_command_is_resolved_by_the_program_itself():
     assert jobs.name_of(Request(), run).name == "try-1-a"
     with pytest.raises(ConfigError, match="--name=-: at most 40 lower-case letters"):
         jobs.name_of(Request(), "/x/-")
+
+
+def test_an_ablation_is_a_job_for_each_program_with_runs_to_train(monkeypatch):
+    lines = [{"program": 1, "missing": 2}, {"program": 2, "missing": 0}, {"program": 3, "missing": 1}]
+    monkeypatch.setattr(jobs, "_answer", lambda command, *more: "\n".join(map(json.dumps, lines)))
+    command = ["launch.ablate", "--vary=model.width=16,32,64"]
+    assert jobs.parts(command) == ["--program=1", "--program=3"]
+    assert jobs.parts([*command, "--program=2"]) == jobs.parts(["launch.train"]) == [""]
+    found = submit.job_of("slurm", Request(name="width"), "runs/width", command, "--program=3")
+    assert (found.name, found.program) == ("width-3", "launch.ablate")
+    assert found.arguments == (command[1], "--program=3", f"--run={Path('runs/width').absolute()}")
+    assert "-m launch.ablate --vary" in slurm.render(found)
+    assert slurm.log(found).name == "slurm-width-3.log"
+    with pytest.raises(ConfigError, match=r"--on=gke: launch.ablate keeps SQLite files"):
+        submit.check_alone("gke", Request(), "launch.ablate")
+    with pytest.raises(ConfigError, match=r"--nodes=2: each job of launch.ablate is one process"):
+        submit.check_alone("slurm", Request(nodes=2), "launch.ablate")
+
+
+@pytest.mark.slow  # It starts five programs.
+def test_an_ablation_is_trained_by_jobs_and_compared(state_home):
+    (state_home / "a.txt").write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    run = state_home / "width"
+    command = [
+        "launch.ablate", "--config=smoke", f"--data.source=text:{state_home}/*.txt", "--vary=model.width=16,32",
+        "--train.steps=4", "--model.layers=scan", "--seeds=2", f"--run={run}",
+    ]  # fmt: skip
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
+
+    told = called("launch.submit", "--on=local", "--devices=2", "--yes", "--", *command)
+    assert "width-1 on local" in told.stdout
+    assert told.stdout.count(": done") == 2
+    assert all((run / f"results-{number}.sqlite").exists() for number in (1, 2))
+    compared = called(*command, "--json", "--compare_only").stdout.splitlines()
+    assert [json.loads(line)["variant"] for line in compared] == ["model.width=16", "model.width=32"]
+    assert "Nothing of" in called("launch.submit", "--on=local", "--yes", "--", *command).stderr
 
 
 @pytest.fixture

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 
 import jax
 import numpy as np
 import pytest
 
 from configs import schema
-from configs.convert import override
+from configs.convert import check, override
 from configs.schema import ConfigError
 from model.sharding import make_mesh
 from tests.tiny import tiny
+from train.ablation import UNFINISHED, Corpora, Results, plan, train_group
+from train.data.pipeline import held_out_batches
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 from train.loop import train
@@ -71,6 +75,47 @@ def test_the_same_runs_as_one_after_another(base, tmp_path, monkeypatch):
     assert len(found[2]) < 10
 
 
+@pytest.mark.slow  # It compiles one program three times.
+def test_runs_that_were_killed_go_on_where_they_were(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.unfinished.SECONDS", 0.0)
+    settings = {"train.steps": 8, "train.eval_every": 2, "train.eval_batches": 1, "model.num_layers": 1}
+    rates = [{"optimizer.learning_rate": rate} for rate in (1e-3, 1e30)]  # The second one stops by an anomaly.
+    base = check(override(base, {**settings, "optimizer.warmup_steps": 0}))
+    runs, steps = plan(base, rates, [0, 1], "", corpora := Corpora()), 0
+
+    def trained(name, killed_at=0):
+        """All lines, and at how many steps training began and ended."""
+        nonlocal steps
+        results, seen, steps = Results(tmp_path / name / "results.sqlite"), [], 0
+
+        def on_step():
+            nonlocal steps
+            steps += 1
+            if steps == killed_at:
+                raise KeyboardInterrupt
+
+        def prune(lines):
+            seen.append(json.dumps(lines))  # Where nothing is a number, that is equal too.
+            return False
+
+        with contextlib.suppress(KeyboardInterrupt):
+            train_group(runs, results, corpora, base, on_step, prune)
+        found = [lines_of(results, run) for run in runs]
+        results.close()
+        return found, seen
+
+    whole = trained("whole")
+    assert any(name == "eval/bits_per_byte" for _, name, _ in whole[0][0])
+    assert trained("killed", killed_at=6)[0] == [[]] * 4
+    assert (tmp_path / "killed" / UNFINISHED).is_dir()
+    calls = []
+    monkeypatch.setattr("train.together.held_out_batches", lambda *a: calls.append(1) or held_out_batches(*a))
+    assert trained("killed") == whole
+    assert steps == 8
+    assert len(calls) == 2  # Of four evaluations, the two behind what was saved at step 4.
+    assert not (tmp_path / "killed" / UNFINISHED).exists()
+
+
 def test_programs_are_shared_where_only_numbers_differ(base):
     def shared(changes: dict) -> bool:
         return program_of(override(base, changes)) == program_of(base)
@@ -89,6 +134,13 @@ def test_numbers_are_settings_that_are_numbers():
     values = {name: value for name, _, value in schema_leaves()}
     assert all(type(values[name]) in (int, float) for name in NUMBERS)
     assert len(jax.devices()) >= 2  # So that the runs above were spread over devices.
+
+
+def lines_of(results, run) -> list[tuple[int, str, float]]:
+    with sqlite3.connect(results.folder / "results.sqlite") as database:
+        return database.execute(
+            "select step, name, value from lines where key=? order by step, name", (run.key,)
+        ).fetchall()
 
 
 def schema_leaves():
