@@ -2,7 +2,7 @@
 
 uv run python -m benchmarks.ablate_cpu --runs=8 --steps=160 --source='text:docs/*.md'
 
-Two figures, each in turns and in processes of their own, as one JSON object with seconds and CPU seconds:
+Two figures, in processes of their own, each as a JSON object with seconds and CPU seconds:
 `steps`, one step of all runs, compiling left aside: `train.together.train_together` with all at once, as launch.ablate
 does it, and with one run alone, times their number (the shortest of some rounds);
 `commands`, from the command to the numbers: one `launch.ablate`, and one `launch.train` for each run, which evaluates
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,8 @@ def timed(commands: list[list[str]], cache: Path) -> tuple[float, float]:
     return time.perf_counter() - began, cpu
 
 
-def commands() -> dict[str, Any]:
-    """Whole commands, with an empty cache and with a warm one."""
-    found: dict[str, Any] = {}
+def commands() -> Iterator[tuple[str, dict[str, float]]]:
+    """Whole commands, with a cold cache and with a warm one."""
     flags_of_all = ["--config=smoke", *(f"--{name}={value}" for name, value in settings().items())]
     values = [str(rate) for rate in rates(FLAGS.runs)]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +95,7 @@ def commands() -> dict[str, Any]:
                 for value in values
             ]
             together_took = timed([["launch.ablate", *flags_of_all, *vary]], Path(folder) / "cache-together")
-            found[cache] = compared(together_took, timed(alone, Path(folder) / "cache-alone"))
-    return found
+            yield cache, compared(together_took, timed(alone, Path(folder) / "cache-alone"))
 
 
 def compared(together: Sequence[float], alone: Sequence[float]) -> dict[str, float]:
@@ -121,10 +119,18 @@ def main(_: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", (os.cpu_count() or 1) if FLAGS.only > 1 else 1)
         print(json.dumps(measure(FLAGS.only)))
         return
-    rounds = [(measured(FLAGS.runs), measured(1)) for _ in range(FLAGS.rounds)]
-    together, alone = ([min(one[side][kind] for one in rounds) for kind in (0, 1)] for side in (0, 1))
-    steps = compared(together, [each * FLAGS.runs for each in alone])
-    print(json.dumps({"runs": FLAGS.runs, "steps": steps, **({"commands": commands()} if FLAGS.commands else {})}))
+    if "steps" in FLAGS.figures:
+        rounds = [(measured(FLAGS.runs), measured(1)) for _ in range(FLAGS.rounds)]
+        together, alone = ([min(one[side][kind] for one in rounds) for kind in (0, 1)] for side in (0, 1))
+        tell("steps", compared(together, [each * FLAGS.runs for each in alone]))
+    if "commands" in FLAGS.figures:
+        for cache, found in commands():
+            tell(f"commands, {cache} cache", found)
+
+
+def tell(figure: str, found: dict[str, float]) -> None:
+    """One figure as a line."""
+    print(json.dumps({"figure": figure, "runs": FLAGS.runs, "steps": FLAGS.steps, **found}), flush=True)
 
 
 if __name__ == "__main__":
@@ -132,6 +138,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 160, "Steps of each run, a multiple of 16.")
     flags.DEFINE_integer("only", 0, "Only measure so many runs together, here.")
     flags.DEFINE_integer("rounds", 3, "Times that each is measured.")
-    flags.DEFINE_boolean("commands", True, "Measure whole commands as well.")
+    flags.DEFINE_list("figures", ["steps", "commands"], "Which of the two.")
     flags.DEFINE_string("source", "stdlib", "What is read, as --data.source.")
     app.run(main)
