@@ -5,9 +5,11 @@ A fork server that has everything imported makes a process ready in a second.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import signal
 import socket
@@ -57,7 +59,39 @@ def text(tmp_path_factory) -> Path:
     return folder
 
 
-def member(arguments: list[str], devices: int, log: Path, cache: Path, step_seconds: float) -> None:
+# What runs at each kind of moment in the life of a process.
+MOMENTS = {
+    "start": "train.loop.open_run",
+    "data preparation": "train.data.sources.open_corpus",
+    "warm-up": "train.loop.jit_train_step",
+    "step": "train.loop.Trainer.settle",
+    "evaluation": "train.evaluate.put",
+    "sampling": "train.writing.write",
+    "save": "train.checksums.write",
+    "clean-up": "orbax.checkpoint._src.path.deleter.StandardCheckpointDeleter.delete_steps",
+    "last second": "train.loop.Trainer.close",
+}
+OF_THE_FIRST = ("save", "clean-up")  # What process 0 does for all.
+
+
+def strike(moment: str, number: int) -> None:
+    """This process will get the signal when it comes to the moment for the first time."""
+    place, name = MOMENTS[moment].rsplit(".", 1)
+    owner, left = pkgutil.resolve_name(place), [number]
+    does = getattr(owner, name)
+
+    def struck(*args: Any, **more: Any) -> Any:
+        if left:
+            os.kill(os.getpid(), left.pop())
+            time.sleep(0.5)  # Whoever listens for it hears it now.
+        return does(*args, **more)
+
+    setattr(owner, name, struck)
+
+
+def member(
+    arguments: list[str], devices: int, log: Path, cache: Path, step_seconds: float, struck: tuple[str, int] | None
+) -> None:
     """One process: `launch.train` with these arguments, which leaves out the report and notes the sections it reads."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # Else the program would start itself again.
@@ -86,6 +120,8 @@ def member(arguments: list[str], devices: int, log: Path, cache: Path, step_seco
 
     TokenizedSections._tokenize, loop.Trainer.advance = noted, slowly
     watchdog.LOOKS = 0.3
+    if struck:
+        strike(*struck)
     sys.argv = ["launch.train", *arguments]
     program.main()
 
@@ -101,6 +137,7 @@ class Run:
         count: int,
         step_seconds: float | tuple[float, ...] = 0.0,  # What each is at work itself in a step, at least.
         devices: int = DEVICES,
+        strikes: dict[int, tuple[str, int]] | None = None,  # Who gets which signal at which moment.
         **more,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -115,7 +152,8 @@ class Run:
         for number in range(count):
             log = folder.parent / f"{folder.name}-{time.time_ns()}-{number}.log"
             mine = [*arguments, *together, *([f"--process_id={number}"] if together else [])]
-            child = context.Process(target=member, args=(mine, devices // count, log, cache, seconds[number]))
+            struck = (strikes or {}).get(number)
+            child = context.Process(target=member, args=(mine, devices // count, log, cache, seconds[number], struck))
             child.start()
             self.members.append(child)
             self.logs.append(log)
@@ -278,3 +316,34 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(text, cache, tmp_p
     assert run.statuses() == [1, 1], run.told()
     assert "Process 1 ends: process 0 of 2 failed: Another process is training" in run.told()
     holder.members[0].kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_at_each_kind_of_moment_changes_nothing(count, text, cache, tmp_path):
+    """One of the processes gets it, in turn. The same command goes on, eighteen times, and ends with the same bits."""
+    settings = {"train.keep": 1, "train.eval_every": 6, "train.sample_every": 6}
+    undisturbed, folder = Run(tmp_path / "undisturbed", text, cache, count, **settings), tmp_path / "run"
+    assert undisturbed.statuses() == [0] * count, undisturbed.told()
+    for turn, (moment, number) in enumerate(itertools.product(MOMENTS, (signal.SIGKILL, signal.SIGTERM))):
+        victim = 0 if moment in OF_THE_FIRST else turn // 2 % count
+        run = Run(folder, text, cache, count, strikes={victim: (moment, number)}, **settings)
+        statuses = run.statuses()
+        assert statuses[victim] == (75 if number == signal.SIGTERM else -number), (moment, number, run.told())
+        assert set(statuses) <= {statuses[victim], 0, 1, 75}, (moment, number, run.told())
+        assert "Traceback" not in run.told(), (moment, number, run.told())
+    last = Run(folder, text, cache, count, **settings)
+    assert last.statuses() == [0] * count, last.told()
+    ours, theirs = arrays(folder), arrays(undisturbed.folder)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    samples, losses = (
+        [[{name: line[name] for name in line if name in ("step", "text") or name.endswith("loss")}
+          for line in map(json.loads, (path / f"{kind}.jsonl").open())] for path in (folder, undisturbed.folder)]
+        for kind in ("samples", "metrics")
+    )  # fmt: skip
+    assert samples[0] == samples[1]
+    assert [line["step"] for line in samples[0]] == [6, 12, 18, 24, 30]
+    assert losses[0] == losses[1]
