@@ -21,7 +21,9 @@ from train.data.pipeline import held_out_batches
 from train.data.sources import open_corpus
 from train.data.tokenizer import make_tokenizer
 from train.loop import train
-from train.together import NUMBERS, program_of, train_together
+from train.together import MOST_STEPS, NUMBERS, program_of, train_together
+
+STEPS = 2 * (MOST_STEPS + 2)  # More to an evaluation than one call takes.
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def base(tmp_path_factory):
     for number in range(4):
         (folder / f"{number}.txt").write_text(f"the cat {number} sat on the mat 猫\n" * 30, encoding="utf-8")
     settings = {
-        "data.source": f"text:{folder}/*.txt", "train.steps": 50, "train.batch_size": 8, "train.log_every": 1,
-        "train.eval_every": 25, "train.eval_batches": 2, "train.checkpoint_every": 0, "train.sample_every": 0,
+        "data.source": f"text:{folder}/*.txt", "train.steps": STEPS, "train.batch_size": 8, "train.log_every": 1,
+        "train.eval_every": STEPS // 2, "train.eval_batches": 2, "train.checkpoint_every": 0, "train.sample_every": 0,
         "optimizer.warmup_steps": 5, "tokenizer.vocab_size": 257,
     }  # fmt: skip
     return override(tiny(), settings)
@@ -61,7 +63,7 @@ def test_the_same_runs_as_one_after_another(base, tmp_path, monkeypatch):
     # The last one meets an anomaly, which ends it, and changes nothing in the others.
     wild = override(rich, {"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0})
     found = train_together([rich, other, wild, rich], corpus, tokenizer, lambda: steps.append(1))
-    assert len(steps) == 50
+    assert len(steps) == STEPS
     for number, config in enumerate((rich, other)):
         expected = alone(config, tmp_path / str(number))
         assert [line["step"] for line in found[number]] == [line["step"] for line in expected]
@@ -123,7 +125,7 @@ def test_programs_are_shared_where_only_numbers_differ(base):
     assert shared({"train.seed": 3, "optimizer.learning_rate": 0.5, "optimizer.warmup_steps": 0, "name": "other"})
     assert not shared({"model.width": 32})
     assert not shared({"model.dropout": 0.1})  # 0 is another program: nothing is dropped.
-    assert not shared({"train.steps": 49})
+    assert not shared({"train.steps": STEPS - 1})
     with pytest.raises(ConfigError, match="seeds and numbers"):
         train_together([base, override(base, {"train.steps": 3})], None, None)
     with pytest.raises(ConfigError, match="--init_from"):
