@@ -9,7 +9,6 @@ Reads goodput.jsonl, which training writes; a run that is under way is shown as 
 from __future__ import annotations
 
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -30,10 +29,11 @@ def run() -> None:
     """Read the ledger, show it."""
     from launch.views.goodput import goodput_page, rows
     from train.goodput import FILE, read
-    from train.run import RunFolderError, write_atomically
+    from train.storage import RunFolderError, place, reading, write_atomically
 
-    folder = pathlib.Path(FLAGS.run)
-    found = read(folder)
+    folder = place(FLAGS.run)
+    with reading(folder):
+        found = read(folder)
     if found is None:
         raise RunFolderError(f"--run={folder} has no {FILE}: it is no run folder, or no run has been started there.")
     if FLAGS.json:

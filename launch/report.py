@@ -21,7 +21,8 @@ from model.generate import Sampling
 from train.baselines import baselines
 from train.checkpoint import restore_params
 from train.data.pipeline import held_out_batches, padding_efficiency, train_batches
-from train.run import Run, write_atomically
+from train.run import Run
+from train.storage import write_atomically
 from train.writing import write
 
 NUM_SAMPLES = 3

@@ -79,7 +79,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from train.checkpoint import CheckpointError
     from train.data.sections import DataError
     from train.loop import TrainingError
-    from train.run import RunFolderError
+    from train.storage import RunFolderError
 
     return CheckpointError, DataError, ProcessError, RunFolderError, TrainingError
 

@@ -12,7 +12,6 @@ under Slurm with nothing else, elsewhere with --coordinator, --num_processes and
 
 from __future__ import annotations
 
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from absl import flags
 
 from configs import flags as config_flags
 from configs.convert import fills_in, translates
-from configs.schema import Config, ConfigError
+from configs.schema import Config
 from launch import processes, start
 from train.stop import RESTART, Stop, Stopped
 
@@ -36,7 +35,9 @@ STOP = Stop(COMMAND)
 
 def define(argv: Sequence[str]) -> None:
     """The flags of this program: the run folder, and every setting of a run."""
-    flags.DEFINE_string("run", "", "The run folder; empty is runs/NAME, with the config's name.")
+    flags.DEFINE_string(
+        "run", "", "The run folder, on this machine or gs://BUCKET/FOLDER; empty is runs/NAME, with the config's name."
+    )  # fmt: skip
     flags.DEFINE_float(
         "watchdog_seconds", 3600.0,
         "Where nothing gets done for so long, the stacks of all threads are shown and the process ends with status 75; "
@@ -67,11 +68,6 @@ def begin() -> None:
 def run() -> int | None:
     """Train to the end of the config, or until a signal asks to stop; then samples and the report."""
     config = config_flags.resolve()
-    if "://" in FLAGS.run:
-        raise ConfigError(
-            f"--run={FLAGS.run}: a run folder is a folder of this machine. Mount the bucket, as with gcsfuse, "
-            "and give the folder in it; on clusters launch.submit --storage does that."
-        )
     if FLAGS.print_config:
         print(config_flags.to_json(config))
         return None
@@ -79,8 +75,9 @@ def run() -> int | None:
     import jax
 
     from train.loop import train
+    from train.storage import place
 
-    folder = pathlib.Path(FLAGS.run or f"runs/{config.name}")
+    folder = place(FLAGS.run or f"runs/{config.name}")
     runs: list[Run] = []
 
     def make_sampler(run: Run) -> Any:

@@ -9,7 +9,8 @@ from launch.look import look_at_translation, shown_pair
 from launch.views.report import Translations
 from train.data.pairs import languages
 from train.data.sections import Section
-from train.run import Run, write_atomically
+from train.run import Run
+from train.storage import write_atomically
 from train.translation import baselines, held_out_pairs, score
 from train.writing import harmless, translate
 

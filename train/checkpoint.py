@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -27,8 +25,7 @@ import jax
 from configs import schema
 from configs.convert import from_dict, to_dict
 from configs.schema import Config
-from train import checksums, processes
-from train.run import retried
+from train import checksums, processes, storage
 from train.step import TrainState
 
 if TYPE_CHECKING:
@@ -39,14 +36,6 @@ FOLDER = "checkpoints"
 DAMAGED = "damaged"
 KINDS = "a run folder, one of its steps as DIR@STEP, a Hugging Face folder, hf:ORG/NAME, gguf:FILE, or smollm2"
 ITEMS = ("state", "data", "config", "tokenizer")
-# What the system says where nothing can be written, and what helps; TensorStore says it behind long paths.
-OUT_OF = {
-    os.strerror(number): f"{what} or choose another place with --run; the newest checkpoint is as good as it was."
-    for number, what in {
-        errno.ENOSPC: "Make room", errno.EDQUOT: "Make room", errno.EROFS: "Make it writable",
-        errno.EACCES: "Give this user the right to write there",
-    }.items()
-}  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -93,8 +82,9 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
         )
         with _clear_errors(f"{run_dir / FOLDER} cannot hold checkpoints"):
-            (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager((run_dir / FOLDER).absolute(), options=options, item_names=ITEMS)
+            if not storage.in_bucket(run_dir):
+                (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(storage.absolute(run_dir / FOLDER), options=options, item_names=ITEMS)
 
     def newest(self) -> int | None:
         """The step of the newest finished checkpoint, or None."""
@@ -135,7 +125,7 @@ class Checkpoints:
             folder = self._run_dir / FOLDER
             for place in (*folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder(self._saving)):
                 if place.exists():
-                    retried(functools.partial(checksums.write, place))
+                    storage.retried(functools.partial(checksums.write, place))
 
     def newest_good(self) -> int | None:
         """The step of the newest checkpoint whose files are what was written, or None if there is no checkpoint.
@@ -207,8 +197,7 @@ def _put_aside(folder: Path) -> Path:
     damaged = folder.parent.parent / DAMAGED
     aside = next(place for number in itertools.count() if not (place := damaged / f"{folder.name}.{number}").exists())
     with _clear_errors(f"{folder} is damaged and cannot be put into {damaged}"):
-        damaged.mkdir(exist_ok=True)
-        folder.rename(aside)
+        storage.move(folder, aside)
     return aside
 
 
@@ -300,10 +289,12 @@ def find(spec: str | Path) -> tuple[Path, int]:
 
     Raises CheckpointError if DIR is no run folder, or has no such checkpoint.
     """
-    run_dir, step = Path(spec), None
-    if (match := re.fullmatch(r"(.+)@(\d+)", str(spec))) and not run_dir.exists():
-        run_dir, step = Path(match[1]), int(match[2])
-    if not run_dir.is_dir():
+    run_dir, step = storage.place(spec), None
+    with storage.reading(run_dir):
+        if (match := re.fullmatch(r"(.+)@(\d+)", str(spec))) and not run_dir.exists():
+            run_dir, step = storage.place(match[1]), int(match[2])
+        there = run_dir.is_dir()
+    if not there:
         raise CheckpointError(
             f"There is no run folder {run_dir}; `uv run -m launch.train --run={run_dir}` makes one. "
             f"A checkpoint is {KINDS}."
@@ -322,7 +313,7 @@ def finished_steps(run_dir: Path) -> list[int]:
     """Steps of the finished checkpoints of a run, in ascending order; none where there is no such folder."""
     from orbax.checkpoint.path import step as step_lib
 
-    return sorted(step_lib.checkpoint_steps((run_dir / FOLDER).absolute()))
+    return sorted(step_lib.checkpoint_steps(storage.absolute(run_dir / FOLDER)))
 
 
 def _check_undamaged(folder: Path) -> None:
@@ -341,7 +332,7 @@ def _read_arrays(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     alone = _alone()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with _damaged(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        return reader.restore((folder / "state").absolute(), args=args)
+        return reader.restore(storage.absolute(folder / "state"), args=args)
 
 
 def _read_json(folder: Path, item: str) -> dict[str, Any]:
@@ -350,7 +341,7 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
     alone = _alone()
     handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
     with _damaged(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        return reader.restore((folder / item).absolute(), args=ocp.args.JsonRestore())
+        return reader.restore(storage.absolute(folder / item), args=ocp.args.JsonRestore())
 
 
 def _alone() -> Any:
@@ -406,8 +397,9 @@ def _clear_errors(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # TensorStore's errors have no class of their own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        why = next((f"{why}. {OUT_OF[why]}" for why in OUT_OF if why in str(error)), lines[0][:300])
+        why, helps = storage.cause(error)
+        if helps:
+            why += f". {helps} or choose another place with --run; the newest checkpoint is as good as it was."
         raise CheckpointError(f"{what}: {why}") from error
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.run import writing
+from train.storage import Lines
 
 FILE = "goodput.jsonl"
 # In the order in which they are shown.
@@ -42,16 +42,13 @@ class Ledger:
     def __init__(self, folder: Path | None, step: int) -> None:
         """Of the run in `folder`, which goes on from the checkpoint of `step` (0: none); with None, writes nothing."""
         now = time.time()
-        self._path, self._file = folder and folder / FILE, None
+        self._file = None
         self._mark = time.monotonic()
         self._offset = now - self._mark
         began = _process_began(now)
-        if self._path:
-            began = max(began, _last_time(self._path))  # Of a process that has trained here before.
-            with writing(self._path):
-                torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
-                self._file = self._path.open("a", encoding="utf-8")
-                self._file.write("\n" if torn else "")
+        if folder:
+            self._file = Lines(folder / FILE)
+            began = max(began, _last_time(folder / FILE))  # Of a process that has trained here before.
         self._kinds = ["start"]
         self._spent: defaultdict[str, float] = defaultdict(float, start=now - began)
         self._line({"from": step, "time": began})
@@ -84,11 +81,15 @@ class Ledger:
         self._charge()
         self._kinds[0] = "step"
 
+    def sync(self) -> None:
+        """Returns when all lines are where a start after a kill finds them."""
+        if self._file:
+            self._file.sync()
+
     def close(self) -> None:
         """Closes the file."""
-        if self._path and self._file:
-            with writing(self._path):
-                self._file.close()
+        if self._file:
+            self._file.close()
 
     def _charge(self) -> None:
         now = time.monotonic()
@@ -96,10 +97,8 @@ class Ledger:
         self._mark = now
 
     def _line(self, line: dict[str, Any]) -> None:
-        if self._path and self._file:
-            with writing(self._path):
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
+        if self._file:
+            self._file.write(line)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,10 @@ from train.goodput import Ledger
 from train.initial import initial_params
 from train.metrics import JsonLines, Pace, TensorBoard, Terminal, WeightsAndBiases, Writer
 from train.optimizer import evaluation_params, make_optimizer
-from train.run import Run, RunFolderError, held, open_run, write_atomically
+from train.run import Run, open_run
 from train.step import init_state, jit_train_step, make_train_step, state_shape
 from train.stop import Stop, Stopped
+from train.storage import RunFolderError, held, write_atomically
 from train.watchdog import Watchdog
 from train.writing import harmless
 
@@ -84,14 +85,14 @@ def train(
             stop = Stop(command)
             stop.install()
             closing.callback(stop.uninstall)
-        closing.enter_context(held(Path(folder)))
-        run = open_run(config, Path(folder))
+        still_held = closing.enter_context(held(folder))
+        run = open_run(config, folder)
         tells = config.data.languages and processes.writes()
         if tells and (left_out := tell_left_out(run.corpus, run.tokenizer, config.data)):
             print(left_out, file=sys.stderr)
         if run.corpus.skipped and processes.writes():
             _tell_skipped(run)
-        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop, watchdog_seconds)
+        trainer = Trainer(run, make_sampler(run) if make_sampler else None, stop, watchdog_seconds, still_held)
         closing.callback(trainer.close)
         result = trainer.go()
     if not result.finished and processes.writes():
@@ -105,9 +106,16 @@ class Trainer:
     Step n is dispatched before the metrics of step n - 1 are read, so that the devices never wait for Python.
     """
 
-    def __init__(self, run: Run, sampler: Sampler | None, stop: Stop, watchdog_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        run: Run,
+        sampler: Sampler | None,
+        stop: Stop,
+        watchdog_seconds: float = 0.0,
+        still_held: Callable[[], None] = lambda: None,
+    ) -> None:
         config = self.config = run.config
-        self.run, self.sampler = run, sampler
+        self.run, self.sampler, self.still_held = run, sampler, still_held
         self.mesh = make_mesh(config.mesh)
         self.signals, self.agreed = stop, processes.Agreement(stop, self.mesh)
         check_divisible(config, self.mesh)
@@ -154,12 +162,14 @@ class Trainer:
     def open_writers(self) -> None:
         """metrics.jsonl and samples.jsonl as they were at this step, and everything else that is written to."""
         self.writers: list[Writer] = []
+        self.lines: list[JsonLines] = []
         self.samples = self.terminal = None
         evaluation: dict[str, float] = {"step": -1}
         sampled = -1
         if processes.writes():
             folder = self.run.folder
             metrics, self.samples = (JsonLines(folder / f"{name}.jsonl", self.step) for name in ("metrics", "samples"))
+            self.lines = [metrics, self.samples]
             evaluation = next((line for line in reversed(metrics.kept) if "eval/loss" in line), evaluation)
             sampled = self.samples.kept[-1]["step"] if self.samples.kept else sampled
             self.writers += [metrics, TensorBoard(folder, self.step)]
@@ -202,6 +212,7 @@ class Trainer:
                 with self.ledger.spent_on("save"):
                     self.save()
                 self.ledger.write(self.step)
+                self.ledger.sync()
         return stopped
 
     def stop(self) -> bool:
@@ -286,6 +297,9 @@ class Trainer:
         self.settle()
         if self.checkpoints.newest() == self.step:
             return
+        self.still_held()
+        for lines in self.lines:  # None of which a run that goes on from here would write again.
+            lines.sync()
         evaluated = self.evaluation["step"] == self.step
         bits_per_byte = self.evaluation["eval/bits_per_byte"] if evaluated else None
         self.checkpoints.save(self.state, self.step, processes.joined(self.batches.get_state()), bits_per_byte)

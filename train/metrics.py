@@ -29,7 +29,7 @@ from configs.schema import Config, ConfigError
 from model import build
 from model.lora import LORA
 from model.sharding import parameter_shapes
-from train.run import write_atomically, writing
+from train.storage import Lines, in_bucket, write_atomically, writing
 
 
 class Writer(Protocol):
@@ -45,7 +45,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, each with its `step`; a line is on its way to the disk when `write` returns.
+    """A file of JSON objects, one a line, each with its `step`, written as `Lines` are.
 
     Opened at `step`, it loses what a later step wrote, and a last line that was torn by a kill. `kept` is
     what remains. Raises RunFolderError where the file cannot be read or written.
@@ -59,19 +59,20 @@ class JsonLines:
                 lines = (_parsed(line) for line in path.read_bytes().splitlines())
                 self.kept = [line for line in lines if line is not None and line["step"] <= step]
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.kept))
-            self._file = path.open("a", encoding="utf-8")
+        self._file = Lines(path)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line."""
         line = {"step": step, **{name: _valid(value) for name, value in metrics.items()}}
-        with writing(self.path):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        self._file.write(line)
+
+    def sync(self) -> None:
+        """Returns when all lines are where a start after a kill finds them."""
+        self._file.sync()
 
     def close(self) -> None:
         """Closes the file."""
-        with writing(self.path):
-            self._file.close()
+        self._file.close()
 
 
 class TensorBoard:
@@ -112,7 +113,8 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=config.train.wandb, name=config.name, id=identity.read_text(), resume="allow",
-                dir=str(run_dir), config=to_dict(config), settings=wandb.Settings(console="off"),
+                dir=None if in_bucket(run_dir) else str(run_dir), config=to_dict(config),
+                settings=wandb.Settings(console="off"),
             )  # fmt: skip
         except Exception as error:  # No login, no network: wandb has many classes for it.
             raise ConfigError(f"--train.wandb={config.train.wandb} cannot be used: {error}") from error

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +12,7 @@ import jax
 from configs.convert import differences, fills_in, from_dict, to_dict
 from configs.schema import Config, ConfigError
 from train import processes
+from train.storage import RunFolderError, write_atomically
 
 if TYPE_CHECKING:
     from train.checkpoint import Restored
@@ -29,14 +24,6 @@ MAY_CHANGE = (
     "mesh.", "data.prefetch", "data.directory", "data.bad_records", "train.keep", "train.wandb", "train.anomaly",
     "train.rollbacks", "train.spike_factor",
 )  # fmt: skip
-
-# Errors that pass where storage is far away, and the seconds between two tries.
-PASSING = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT)
-PAUSES = (0.5, 2.0, 8.0)
-
-
-class RunFolderError(RuntimeError):
-    """A file of the run that cannot be written or read; the message names it and the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,74 +125,6 @@ def save_run(folder: Path, restored: Restored) -> None:
     checkpoints.close()
     write_atomically(folder / "tokenizer.json", restored.tokenizer.to_json())
     write_atomically(folder / "config.json", json.dumps(to_dict(restored.config), indent=2))
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process: two that train in one would overwrite each other's files.
-
-    A killed process holds nothing. Raises RunFolderError if another one holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Not a POSIX system: nothing is held.
-        yield
-        return
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            if processes.writes():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunFolderError(
-                f"Another process is training in {folder}: wait for it, stop it, or choose another folder with --run."
-            ) from error
-        yield
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: a reader, or a run after a kill, sees the old text or the new one.
-
-    Raises RunFolderError where it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def write() -> None:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-    with writing(path):
-        retried(write)
-
-
-def retried(write: Callable[[], None]) -> None:
-    """Calls what writes a file as a whole, again where the storage did not answer, as one that is far away may.
-
-    Raises the OSError of the last try, or at once one that waiting does not mend, such as a full disk.
-    """
-    for pause in PAUSES:
-        try:
-            return write()
-        except OSError as error:
-            if error.errno not in PASSING:
-                raise
-            print(f"Tried again in {pause:g} s: {error}", file=sys.stderr)
-        time.sleep(pause)
-    return write()
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into one clear RunFolderError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"The run folder cannot be written: {path}: {error.strerror or error}. "
-            "Make room or choose another place with --run; the same command goes on from the newest checkpoint."
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

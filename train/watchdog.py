@@ -11,6 +11,7 @@ import faulthandler
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import jax
 
 from train import processes
 from train.stop import RESTART
+from train.storage import in_bucket
 
 LOOKS = 10.0  # Seconds between two looks, at most.
 OFTEN = 3  # A process that holds up the others in so many looks in a row is named: once may be a compilation.
@@ -99,6 +101,8 @@ class Watchdog:
         if behind := [str(process) for process, step in steps.items() if step < max(steps.values())]:
             sentence += f"; process {', '.join(behind)} is behind the others"
         path = self._folder / f"stalled-{jax.process_index()}.txt"
+        if in_bucket(path):  # Which may be what does not answer, and takes no file that grows.
+            path = Path(tempfile.gettempdir()) / path.name
         with (
             contextlib.suppress(OSError),
             path.open("w", encoding="utf-8") as file,

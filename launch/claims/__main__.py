@@ -83,7 +83,7 @@ def run() -> int:
         found.append((claim, outcome, seconds))
         _tell(claim, outcome, seconds)
     from launch.claims.page import claims_page
-    from train.run import write_atomically
+    from train.storage import write_atomically
 
     command = "uv run -m launch.claims " + shlex.join(sys.argv[1:])
     write_atomically(out / "claims.html", claims_page(TITLE, command.strip(), found))
@@ -112,7 +112,7 @@ def _check_trained(setup: Setup) -> None:
 
 def _find(claim: Claim, setup: Setup) -> tuple[Outcome, float]:
     """What comes out of a claim, or what came out before, and how many seconds it took."""
-    from train.run import write_atomically
+    from train.storage import write_atomically
 
     path = setup.out / f"{claim.name}.json"
     asked = {"fast": setup.fast, "checkpoint": setup.checkpoint, "causal": setup.causal}

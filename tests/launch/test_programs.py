@@ -186,7 +186,7 @@ def test_attend_shows_how_heads_came_to_be(trained, tmp_path):
         ("train", ["--config=quikstart"], "Did you mean quickstart?"),
         ("train", ["--model.norm=bach"], "rms, layer"),
         ("train", ["model.width=3"], "is not a flag"),
-        ("train", ["--run=gs://bucket/run"], "a run folder is a folder of this machine"),
+        ("train", ["--run=s3://bucket/run"], "a run folder is a folder of this machine, or gs://BUCKET/FOLDER"),
         ("sample", ["--temperature=-1"], "--temperature=-1"),
         ("sample", ["--max_tokens=0"], "--max_tokens=0"),
         ("sample", ["--temperature=0", "--eta=0.1"], "--eta=0.1 contradicts --temperature=0"),

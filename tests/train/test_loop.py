@@ -29,15 +29,15 @@ from configs.convert import override
 from configs.presets import smoke
 from configs.schema import Config, ConfigError
 from model.sharding import make_mesh
-from train import checksums, loop, run
+from train import checksums, loop, storage
 from train.checkpoint import CheckpointError, Checkpoints, finished_steps
 from train.data.pipeline import train_batches
 from train.data.sections import DataError
 from train.data.sources import open_corpus
 from train.data.tokenizer import Tokenizer
 from train.loop import TrainingError, train
-from train.run import RunFolderError, held
 from train.stop import Stopped
+from train.storage import RunFolderError, held
 
 STEPS, KILLS, SECONDS = 120, 6, 120
 TIMES = ("train/tokens_per_second", "train/mfu")
@@ -464,7 +464,7 @@ def test_a_folder_that_became_read_only_is_one_clear_error(short, tmp_path, moun
     saved = finished_steps(folder)
     mounted(disk, "-o", "remount,ro")
     with pytest.raises(
-        RunFolderError, match=f"cannot be written: {folder}.*Read-only file system. Make room or choose"
+        RunFolderError, match=f"cannot be written: {folder}.*Read-only file system. Make it writable or choose"
     ):
         train(override(short, {"train.keep": 3}), folder, "command")
     assert finished_steps(folder) == saved
@@ -480,14 +480,14 @@ def test_a_write_that_fails_is_tried_again_where_that_may_help(tmp_path, monkeyp
             raise OSError(errno.EIO, "Input/output error")
         return write_text(self, *args, **more)
 
-    monkeypatch.setattr(run, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(Path, "write_text", failing)
-    run.write_atomically(tmp_path / "config.json", "{}")
+    storage.write_atomically(tmp_path / "config.json", "{}")
     assert ((tmp_path / "config.json").read_text(), len(tries)) == ("{}", 2)
     assert capsys.readouterr().err == "Tried again in 0.01 s: [Errno 5] Input/output error\n"
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunFolderError, match="Is a directory"):
-        run.write_atomically(tmp_path / "folder", "{}")
+        storage.write_atomically(tmp_path / "folder", "{}")
     assert len(tries) == 3
 
 

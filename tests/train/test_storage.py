@@ -1,0 +1,179 @@
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import jax
+import numpy as np
+import pytest
+from slurm_cluster import free_ports
+
+from configs.schema import ConfigError
+from train import storage
+from train.checkpoint import restore_params
+from train.storage import Lines, RunFolderError
+
+RUN = "gs://bucket/some/runs/one"
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/run", "gs://", "gs://bucket", "gs://bucket/"])
+def test_a_place_that_is_none_gets_one_clear_error(name):
+    with pytest.raises(ConfigError, match=re.escape(name) + ": a run .*gs://BUCKET/FOLDER"):
+        storage.place(name)
+
+
+def test_a_bucket_needs_a_package(monkeypatch):
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"gs://bucket/run needs .*: pip install 'seq2see\[gcs\]'"):
+        storage.place("gs://bucket/run")
+
+
+def test_a_line_that_was_torn_by_a_kill_is_ended(tmp_path):
+    (tmp_path / "file").write_text('{"a": 1}\n{"b"')
+    lines = Lines(tmp_path / "file")
+    lines.write({"c": 3})
+    assert (tmp_path / "file").read_text() == '{"a": 1}\n{"b"\n{"c": 3}\n'
+    lines.close()
+
+
+def test_what_helps_is_said_with_each_known_cause(tmp_path):
+    for number, words in {errno.EACCES: "Give this user the right", errno.EIO: "Choose another place"}.items():
+        with pytest.raises(RunFolderError, match=rf"{re.escape(os.strerror(number))}\. {words}"), \
+            storage.writing(tmp_path):  # fmt: skip
+            raise OSError(number, os.strerror(number))
+
+
+class Bucket:
+    """The bucket `bucket` of an emulator that listens on this machine."""
+
+    def __init__(self, address: str) -> None:
+        self.address = f"{address}/storage/v1/b/bucket/o"
+
+    def objects(self, under: str) -> list[str]:
+        with urllib.request.urlopen(f"{self.address}?prefix={under.removeprefix('gs://bucket/')}") as answer:
+            return [found["name"] for found in json.load(answer).get("items", [])]
+
+    def wait_for(self, name: str, process: subprocess.Popen[str]) -> None:
+        while not self.objects(name):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    pytest.importorskip("gcsfs")
+    pytest.importorskip("gcp_storage_emulator")
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, address)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # Or TensorStore looks for a login.
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
+    emulator = subprocess.Popen(
+        [*command, "--in-memory", "--default-bucket=bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while True:
+        try:
+            urllib.request.urlopen(address).close()
+            break
+        except OSError:
+            assert emulator.poll() is None
+            time.sleep(0.05)
+    yield Bucket(address)
+    emulator.kill()
+    emulator.wait()
+
+
+# Of launch.train, but for the report.
+PROGRAM = """
+import sys
+from configs.convert import override
+from configs.presets import preset
+from train.loop import train
+from train.storage import place
+
+changes = {"steps": 24, "checkpoint_every": 4, "eval_every": 8, "log_every": 1, "sample_every": 0, "keep": 2}
+config = override(preset("smoke"), {f"train.{name}": value for name, value in changes.items()})
+sys.exit(0 if train(config, place(sys.argv[1]), "command").finished else 75)
+"""
+
+
+def start(run: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen[str], status: int) -> str:
+    errors = process.communicate()[1]
+    assert process.returncode == status, errors
+    return errors
+
+
+def losses(text: str) -> list[tuple[int, float]]:
+    lines = map(json.loads, text.splitlines())
+    return [(line["step"], line[name]) for line in lines for name in ("train/loss", "eval/loss") if name in line]
+
+
+@pytest.mark.slow
+@pytest.mark.end_to_end
+def test_a_run_in_a_bucket_that_is_killed_computes_what_one_on_a_disk_does(bucket, tmp_path):
+    end(start(str(tmp_path / "run")), 0)
+    killed = start(RUN)
+    bucket.wait_for(f"{RUN}/checkpoints/4/commit_success.txt", killed)
+    killed.send_signal(signal.SIGKILL)
+    end(killed, -signal.SIGKILL)
+    stopped = start(RUN)
+    bucket.wait_for(f"{RUN}/checkpoints/12/commit_success.txt", stopped)
+    stopped.send_signal(signal.SIGTERM)
+    assert "Saved at step" in end(stopped, 75)
+    end(start(RUN), 0)
+
+    run = storage.place(RUN)
+    assert losses((run / "metrics.jsonl").read_text()) == losses((tmp_path / "run" / "metrics.jsonl").read_text())
+    disk, there = (jax.tree.leaves(restore_params(spec).params) for spec in (tmp_path / "run", RUN))
+    for one, other in zip(disk, there, strict=True):
+        np.testing.assert_array_equal(one, other)
+    names = {name.removeprefix("some/runs/one/") for name in bucket.objects(RUN)}
+    assert {"config.json", "data.json", "goodput.jsonl", "tokenizer.json"} <= names
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} >= {"20", "24"}
+    assert any(name.startswith("events.out") for name in names)
+
+    # A flipped byte: refused by what reads it, stepped back from by what goes on.
+    newest = run / "checkpoints" / "24"
+    data = next(path for path in (newest / "state" / "ocdbt.process_0" / "d").iterdir())
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    with pytest.raises(RuntimeError, match=rf"{newest} is damaged .*{RUN}@20"):
+        restore_params(RUN)
+    errors = end(start(RUN), 0)
+    assert f"The checkpoint of step 24 is damaged ({data.relative_to(newest)} is not what was written)" in errors
+    assert f"it is now {RUN}/damaged/24.0" in errors
+    for one, other in zip(disk, jax.tree.leaves(restore_params(RUN).params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_who_came_last_has_a_folder_in_a_bucket(bucket):
+    folder = storage.place(RUN)
+    with storage.held(folder) as still_held:
+        still_held()
+        with storage.held(folder) as held_by_another:
+            held_by_another()
+            with pytest.raises(RunFolderError, match=rf"has begun to train in {RUN}, so this one ends"):
+                still_held()
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_gets_one_clear_line(bucket):
+    with pytest.raises(RunFolderError, match=r"gs://none/run/.lock: there is no such bucket\. Make it or choose"), \
+        storage.held(storage.place("gs://none/run")):  # fmt: skip
+        pass
