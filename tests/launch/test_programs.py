@@ -137,6 +137,7 @@ def test_sample_json_holds_tokens_with_log_probabilities(trained):
             assert sum(np.exp(other["logprob"]) for other in token["top"]) <= 1 + 1e-5
 
 
+@pytest.mark.slow  # tests/train/test_writing.py and tests/model/test_speculative.py do it without a program.
 def test_greedy_text_is_streamed_the_same_each_time_and_is_a_prefix_of_a_longer_one(trained):
     arguments = (f"--checkpoint={trained[0]}", "--prompt=the cat", "--temperature=0")
     short = program("sample", *arguments, "--max_tokens=10").stdout

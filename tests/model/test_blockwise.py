@@ -175,6 +175,7 @@ def test_splash_interpreted_on_a_cpu_computes_what_dense_computes(name, mesh):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_memory_per_device_falls_as_devices_share_a_long_row():
     length = 131_072
     config = tiny(kernel="ring", remat="full", head_width=8)

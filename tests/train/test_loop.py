@@ -514,6 +514,7 @@ def test_a_start_that_failed_does_not_claim_the_folder(short, tmp_path):
     assert train(override(short, {"model.width": 32}), folder, "command").finished
 
 
+@pytest.mark.slow  # tests/train/test_meshes.py: losses of a mesh, and a checkpoint that goes on with other devices.
 def test_on_a_mesh_a_run_is_the_same_as_on_one_device_also_when_it_goes_on(config, tmp_path, monkeypatch):
     without_measuring()
     changes = {"train.steps": 4, "train.eval_every": 2, "train.sample_every": 0, "train.checkpoint_every": 2}
