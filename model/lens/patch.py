@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from configs.convert import is_recurrent
 from model.lens.edits import replaced, spot
-from model.lens.places import HEADS, RESIDUAL, Edit, collection, nested
+from model.lens.places import HEADS, RESIDUAL, Edit, nested
 from model.lens.record import record
 from model.lens.rest import OnLayer, Rest, each_layer, encoded
 from model.source import Source
@@ -34,12 +34,7 @@ def edited(
     Raises:
       KeyError: a place that cannot be changed, or that this network does not have; the message lists those that can.
     """
-    return _applied(module, {"params": params} | collection(module, edits), tokens_BT, source)
-
-
-@partial(jax.jit, static_argnums=0)
-def _applied(module: Any, variables: dict[str, Any], tokens_BT: jax.Array, source: Source | None) -> jax.Array:
-    return module.apply(variables, tokens_BT, source=source)
+    return record(module, params, tokens_BT, (), source, edits)["logits"]
 
 
 def patch_everywhere(

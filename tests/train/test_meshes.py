@@ -106,9 +106,16 @@ def agree(network: str, mesh: dict[str, int]) -> None:
     np.testing.assert_allclose(Training(config_of(network, mesh)).losses(range(STEPS)), alone(network), rtol=1e-5)
 
 
-def test_losses_are_those_of_one_device():
-    """Stages are in the test of checkpoints, experts in tests/model/test_experts.py; all else is slow."""
-    agree("decoder", {"data": 2, "fsdp": 2, "tensor": 2})
+@pytest.mark.parametrize(
+    ("network", "mesh"),
+    [
+        ("decoder", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("experts", {"stage": 2, "expert": 2, "tensor": 2}),
+    ],
+    ids=str,
+)
+def test_losses_are_those_of_one_device(network, mesh):
+    agree(network, mesh)
 
 
 @pytest.mark.slow

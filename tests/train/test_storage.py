@@ -1,3 +1,7 @@
+"""Run folders on a disk and in a bucket: what is written there, refused, killed, damaged, and gone on with."""
+
+from __future__ import annotations
+
 import errno
 import json
 import os
