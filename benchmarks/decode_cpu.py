@@ -23,13 +23,10 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.sides import Side
+from benchmarks.sides import SMOLLM2, Side
 
 SHAPES: dict[str, dict[str, int]] = {
-    "smollm2": {
-        "layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "hidden": 1536, "vocabulary": 49_152, "prompt": 128,
-        "few": 16, "many": 128,
-    },
+    "smollm2": {**SMOLLM2, "prompt": 128, "few": 16, "many": 128},
     "tiny": {
         "layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 32, "vocabulary": 64, "prompt": 8,
         "few": 16, "many": 32,

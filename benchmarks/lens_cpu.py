@@ -20,9 +20,8 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.sides import Side
+from benchmarks.sides import SMOLLM2, Side
 
-SHAPE = {"layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "hidden": 1536, "vocabulary": 49_152}
 SIDES = {
     "seq2see": ("forward", "record", "separate", "heads"),
     "transformers": ("forward", "record"),
@@ -49,7 +48,7 @@ def main(_: list[str]) -> None:
     """Measure and print."""
     if set(FLAGS.sides) - set(SIDES):
         raise app.UsageError(f"--sides={','.join(FLAGS.sides)}: any of {', '.join(SIDES)}.")
-    settings = {**SHAPE, "length": FLAGS.length, "few": FLAGS.few, "dtype": "float32", "set": {}}
+    settings = {**SMOLLM2, "length": FLAGS.length, "few": FLAGS.few, "dtype": "float32", "set": {}}
     sides = {name: start(name, settings) for name in FLAGS.sides}
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in sides}
     for round in range(FLAGS.rounds):
@@ -75,7 +74,7 @@ def main(_: list[str]) -> None:
                 f"{name:17} {what:9} {seconds * 1e3:8.1f} {ratios[0]:10.2f} {processor * 1e3:13.1f} {ratios[1]:10.2f}"
             )
         if "heads" in least:
-            times = SHAPE["layers"] * SHAPE["heads"]
+            times = SMOLLM2["layers"] * SMOLLM2["heads"]
             ratio = times * least["separate"][1] / least["heads"][1]
             print(f"{times} separate passes take {ratio:.1f} times the processor time of one call for all heads")
 

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# The shape of SmolLM2-135M.
+SMOLLM2 = {"layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "hidden": 1536, "vocabulary": 49_152}
+
 Answer = Callable[[float], dict[str, Any]]
 
 

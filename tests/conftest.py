@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from compiled_fast import COMPILED_FAST
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what small tests do: leave out the optimizations.
-XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+XLA_FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILED_FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
 
 import jax  # noqa: E402

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from compiled_fast import COMPILED_FAST
 
 ROOT = Path(__file__).parents[1]
 STEPS = 600
@@ -40,7 +41,7 @@ def submit(home: Path, *flags: str, command: list[str] | None = None, status: in
     """What launch.submit says on stdout; `home` is where its records and compiled programs are."""
     more = {
         "XDG_STATE_HOME": str(home / "state"), "XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0", **environment,
+        "XLA_FLAGS": COMPILED_FAST, **environment,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "launch.submit", *flags, *(["--", *command] if command else [])], cwd=ROOT,

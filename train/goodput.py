@@ -37,7 +37,12 @@ KINDS = {
 
 
 class Ledger:
-    """Accounts for the time of this process, from when it began; the lines are appended to those of earlier starts."""
+    """Accounts for the time of this process, from when it began or closed the ledger of the run before.
+
+    The lines are appended to those of earlier starts.
+    """
+
+    _closed = 0.0  # When the last ledger of this process was.
 
     def __init__(self, folder: Path | None, step: int) -> None:
         """Of the run in `folder`, which goes on from the checkpoint of `step` (0: none); with None, writes nothing."""
@@ -45,7 +50,7 @@ class Ledger:
         self._file = None
         self._mark = time.monotonic()
         self._offset = now - self._mark
-        began = _process_began(now)
+        began = max(_process_began(now), Ledger._closed)
         if folder:
             self._file = Lines(folder / FILE)
             began = max(began, _last_time(folder / FILE))  # Of a process that has trained here before.
@@ -87,7 +92,8 @@ class Ledger:
             self._file.sync()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; what this process does next is no longer this run's time."""
+        Ledger._closed = time.time()
         if self._file:
             self._file.close()
 

@@ -22,14 +22,17 @@ def run(setup: Setup) -> Outcome:
     recall: dict[str, dict[int, float]] = {}
     copying: dict[str, dict[int, float]] = {}
     all_pairs, distances = (PAIRS[2:3], DISTANCES[1:2]) if setup.fast else (PAIRS, DISTANCES)
-    steps = 300 if setup.fast else 600
+    copying_steps = 300 if setup.fast else 600
+    recall_steps = {"train.steps": 400} if setup.fast else {}
     for name, changes in (("attention", {}), ("LSTM", LSTM)):
         recall[name] = {
-            pairs: accuracy(setup.trained(f"recall_{name}_{pairs}", "recall", _recall(pairs) | changes))
+            pairs: accuracy(setup.trained(f"recall_{name}_{pairs}", "recall", _recall(pairs) | recall_steps | changes))
             for pairs in all_pairs
         }
         copying[name] = {
-            distance: accuracy(setup.trained(f"copy_{name}_{distance}", "recall", _copying(distance, steps) | changes))
+            distance: accuracy(
+                setup.trained(f"copy_{name}_{distance}", "recall", _copying(distance, copying_steps) | changes)
+            )
             for distance in distances
         }
     far = distances[-1]

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled_fast import COMPILED_FAST
 
 pytestmark = pytest.mark.end_to_end
 
 ROOT = Path(__file__).parents[2]
-QUICK = "--xla_backend_optimization_level=0"  # One device, compiled fast.
 SMOKE = ["--config=smoke", "--data.source=text:{data}/*.txt", "--train.steps=10"]
 
 
 def program(name: str, *arguments: str, status: int = 0, **options) -> subprocess.CompletedProcess[str]:
     """Run `python -m launch.NAME`; its exit status must be `status`."""
-    environment = {**os.environ, "XLA_FLAGS": QUICK, "NO_COLOR": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "XLA_FLAGS": COMPILED_FAST, "NO_COLOR": "1", "COLUMNS": "120"}
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{name}", *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False, **options,
@@ -108,7 +108,7 @@ def test_config_from_a_run_folder_gives_its_settings(trained, smoke):
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, corpus, smoke):
     arguments = [*smoke, "--train.steps=100000", "--train.log_every=1", f"--run={tmp_path / 'run'}"]
-    environment = {**os.environ, "XLA_FLAGS": QUICK}
+    environment = {**os.environ, "XLA_FLAGS": COMPILED_FAST}
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.train", *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -245,7 +245,7 @@ def test_help_shows_every_flag_with_its_default_and_a_sentence():
 def test_the_playground_shows_a_run_until_it_is_told_to_stop(trained):
     folder, _ = trained
     command = [sys.executable, "-m", "launch.playground", f"--checkpoint={folder}", "--port=0", "--slots=1"]
-    environment = {**os.environ, "XLA_FLAGS": QUICK}
+    environment = {**os.environ, "XLA_FLAGS": COMPILED_FAST}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = next(line for line in server.stderr if line.startswith("http://127.0.0.1:"))

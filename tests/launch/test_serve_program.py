@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from compiled_fast import COMPILED_FAST
 
 from model import build
 from tests.serving import sized, words_tokenizer
@@ -34,7 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def start(*flags: str, **environment: str) -> subprocess.Popen[str]:
-    quick = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **environment}
+    quick = {**os.environ, "XLA_FLAGS": COMPILED_FAST, **environment}
     command = [sys.executable, "-m", "launch.serve", *flags]
     return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, env=quick)
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import submitted
 import yaml
+from compiled_fast import COMPILED_FAST
 from jobset import Controller
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def controller(tmp_path):
     def make(*more: str) -> Controller:
         command = [*submitted.training(submitted.words(tmp_path), "run"), *more]
         text = submitted.submit(tmp_path, *FLAGS, "--max_restarts=1", command=command)
-        environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = {"XLA_FLAGS": COMPILED_FAST, "XDG_CACHE_HOME": str(tmp_path / "cache")}
         controllers.append(Controller(yaml.safe_load(text), tmp_path, environment))
         controllers[-1].start()
         return controllers[-1]

@@ -93,3 +93,18 @@ def test_a_process_that_writes_nothing_keeps_no_ledger(tmp_path):
     ledger.write(1)
     ledger.close()
     assert goodput.read(tmp_path) is None
+
+
+def test_a_run_after_another_in_one_process_is_charged_from_the_end_of_that(tmp_path):
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    one = Ledger(tmp_path / "one", 0)
+    time.sleep(0.3)
+    one.write(1)
+    one.close()
+    closed = time.time()
+    two = Ledger(tmp_path / "two", 0)
+    two.write(1)
+    found = goodput.read(tmp_path / "two")
+    assert found is not None
+    assert found.total <= time.time() - closed + 0.01
+    assert found.total == pytest.approx(sum(found.seconds.values()), abs=1e-3)

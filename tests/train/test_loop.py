@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compiled_fast import COMPILED_FAST
 
 from configs import schema
 from configs.convert import override
@@ -61,7 +62,7 @@ def config(tmp_path_factory) -> Config:
 
 
 def run_in_child(config: Config, folder: Path, cache: Path, stop_in_evaluation: bool) -> None:
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # and one device
+    os.environ["XLA_FLAGS"] = COMPILED_FAST  # and one device
     folder.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr = folder.with_suffix(".log").open("a", buffering=1)
     jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compiled_fast import COMPILED_FAST
 from jax.sharding import Mesh
 
 from configs import schema
@@ -93,7 +94,7 @@ def member(
     arguments: list[str], devices: int, log: Path, cache: Path, step_seconds: float, struck: tuple[str, int] | None
 ) -> None:
     """One process: `launch.train` with these arguments, which leaves out the report and notes the sections it reads."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {COMPILED_FAST}"
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # Else the program would start itself again.
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
