@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from configs.convert import check_length
 from model.lens.places import ALL, INTERMEDIATES, Asked, Edit, Part, asking, check_recorded, collection
 from model.source import Source
+from model.transformer import head_logits
 
 
 def record(
@@ -66,21 +67,21 @@ def _record(
     source: Source | None,
 ) -> dict[str, Any]:
     kept = ["cache"] if "cache" in variables else []
+    part, head = asked.part, asked.part.positions is None
 
     with asking(asked):
         logits_BTV, changed = module.apply(
-            variables, tokens_BT, positions_BT, source=source, mutable=[INTERMEDIATES, *kept]
+            variables, tokens_BT, positions_BT, source=source, head=head, mutable=[INTERMEDIATES, *kept]
         )
     found = found_in(changed)
-    part = asked.part
     if part.layers is not None:
         found |= {
             name: jnp.stack([value[layer] for layer in part.layers])
             for name, value in found.items()
             if name.startswith("layers/")
         }
-    if part.positions is not None:
-        logits_BTV = logits_BTV[:, jnp.array(part.positions)]
+    if part.positions is not None:  # Logits of all tokens can be larger than all that the network computes.
+        logits_BTV = head_logits(module.config, variables["params"], logits_BTV[:, jnp.array(part.positions)])
     return found | {name: changed[name] for name in kept} | ({"logits": logits_BTV} if part.logits else {})
 
 

@@ -14,6 +14,7 @@ from model.lens.knockout import knock_out_heads
 from model.lens.places import HEADS, INTERMEDIATES, Part, without_heads
 from model.lens.record import record
 from model.sharding import batch_sharding, make_mesh, param_shardings
+from model.source import Source
 
 PLACES = {
     "layers/attention/weights": (3, 2, 4, 7, 7),
@@ -134,6 +135,21 @@ def test_part_of_what_is_recorded_is_that_part():
     np.testing.assert_allclose(most[what[0]], np.sort(weights_LBNTS)[..., :-3:-1], atol=1e-5)
     found = np.take_along_axis(weights_LBNTS, np.asarray(most[f"{what[0]}/keys"]), axis=-1)
     np.testing.assert_allclose(found, most[what[0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"logit_softcap": 5.0, "logit_scale": 3.0, "tied_embeddings": False}, {"network": "lstm"},
+     {"network": "encoder_decoder"}, {"network": "lstm_encoder_decoder", "num_layers": 1}],
+    ids=lambda settings: settings.get("network", "decoder"),
+)  # fmt: skip
+def test_of_chosen_tokens_there_are_their_logits(settings):
+    module = build(tiny(**settings))
+    params = random_params(module)
+    source = Source.of(random_tokens(2, 5)) if "encoder" in settings.get("network", "") else None
+    whole = jax.jit(module.apply)({"params": params}, TOKENS_BT, source=source)
+    part = record(module, params, TOKENS_BT, (), source, part=Part(positions=(4, -1)))
+    np.testing.assert_allclose(part["logits"], whole[:, [4, 6]], rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_weights_are_found_block_by_block(monkeypatch):

@@ -19,7 +19,7 @@ from slurm_cluster import free_ports
 
 from configs.schema import ConfigError
 from train import storage
-from train.checkpoint import restore_params
+from train.checkpoint import finished_steps, restore_params
 from train.storage import Lines, RunFolderError
 
 RUN = "gs://bucket/some/runs/one"
@@ -62,11 +62,6 @@ class Bucket:
         with urllib.request.urlopen(f"{self.address}?prefix={under.removeprefix('gs://bucket/')}") as answer:
             return [found["name"] for found in json.load(answer).get("items", [])]
 
-    def wait_for(self, name: str, process: subprocess.Popen[str]) -> None:
-        while not self.objects(name):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
-
 
 @pytest.fixture
 def bucket(monkeypatch):
@@ -93,32 +88,35 @@ def bucket(monkeypatch):
     emulator.wait()
 
 
-# Of launch.train, but for the report.
+# Of launch.train, but for the report; it sends itself a signal once it has taken so many steps.
 PROGRAM = """
-import sys
+import os, sys
 from configs.convert import override
 from configs.presets import preset
-from train.loop import train
+from train.loop import Trainer, train
 from train.storage import place
 
+advance, after, number = Trainer.advance, *map(int, sys.argv[2:])
+def struck(self):
+    advance(self)
+    if self.step == after:
+        os.kill(os.getpid(), number)
+Trainer.advance = struck
 changes = {"steps": 24, "checkpoint_every": 4, "eval_every": 8, "log_every": 1, "sample_every": 0, "keep": 2}
 config = override(preset("smoke"), {f"train.{name}": value for name, value in changes.items()})
 sys.exit(0 if train(config, place(sys.argv[1]), "command").finished else 75)
 """
 
 
-def start(run: str) -> subprocess.Popen[str]:
+def start(run: str, after: int = 0, number: int = 0) -> str:
+    """Train until the signal `number` comes after so many steps, or to the end; what it says."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=environment,
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, run, str(after), str(int(number))], capture_output=True, text=True,
+        env=environment, check=False,
     )  # fmt: skip
-
-
-def end(process: subprocess.Popen[str], status: int) -> str:
-    errors = process.communicate()[1]
-    assert process.returncode == status, errors
-    return errors
+    assert done.returncode == {0: 0, signal.SIGTERM: 75, signal.SIGKILL: -signal.SIGKILL}[number], done.stderr
+    return done.stderr
 
 
 def losses(text: str) -> list[tuple[int, float]]:
@@ -129,18 +127,13 @@ def losses(text: str) -> list[tuple[int, float]]:
 @pytest.mark.slow
 @pytest.mark.end_to_end
 def test_a_run_in_a_bucket_that_is_killed_computes_what_one_on_a_disk_does(bucket, tmp_path):
-    end(start(str(tmp_path / "run")), 0)
-    killed = start(RUN)
-    bucket.wait_for(f"{RUN}/checkpoints/4/commit_success.txt", killed)
-    killed.send_signal(signal.SIGKILL)
-    end(killed, -signal.SIGKILL)
-    stopped = start(RUN)
-    bucket.wait_for(f"{RUN}/checkpoints/12/commit_success.txt", stopped)
-    stopped.send_signal(signal.SIGTERM)
-    assert "Saved at step" in end(stopped, 75)
-    end(start(RUN), 0)
-
+    start(str(tmp_path / "run"))
+    start(RUN, 9, signal.SIGKILL)  # While step 8 is being saved, most likely; the one before is there.
     run = storage.place(RUN)
+    assert finished_steps(run)
+    assert "Saved at step 14" in start(RUN, 14, signal.SIGTERM)
+    start(RUN)
+
     assert losses((run / "metrics.jsonl").read_text()) == losses((tmp_path / "run" / "metrics.jsonl").read_text())
     disk, there = (jax.tree.leaves(restore_params(spec).params) for spec in (tmp_path / "run", RUN))
     for one, other in zip(disk, there, strict=True):
@@ -158,7 +151,7 @@ def test_a_run_in_a_bucket_that_is_killed_computes_what_one_on_a_disk_does(bucke
     data.write_bytes(bytes(content))
     with pytest.raises(RuntimeError, match=rf"{newest} is damaged .*{RUN}@20"):
         restore_params(RUN)
-    errors = end(start(RUN), 0)
+    errors = start(RUN)
     assert f"The checkpoint of step 24 is damaged ({data.relative_to(newest)} is not what was written)" in errors
     assert f"it is now {RUN}/damaged/24.0" in errors
     for one, other in zip(disk, jax.tree.leaves(restore_params(RUN).params), strict=True):
