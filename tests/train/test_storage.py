@@ -63,6 +63,22 @@ class Bucket:
             return [found["name"] for found in json.load(answer).get("items", [])]
 
 
+# It leaves out what TensorStore looks for in an object that it reads: which version of the object this is.
+EMULATOR = """
+from gcp_storage_emulator.handlers import objects
+
+download = objects.download
+def with_generation(request, response, storage, *args, **kwargs):
+    download(request, response, storage, *args, **kwargs)
+    there = storage.objects.get(request.params["bucket_name"], {}).get(request.params["object_id"])
+    if there:
+        response["x-goog-generation"] = there["generation"]
+objects.download = with_generation
+from gcp_storage_emulator.__main__ import main
+main()
+"""
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     pytest.importorskip("gcsfs")
@@ -72,7 +88,7 @@ def bucket(monkeypatch):
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
         monkeypatch.setenv(name, address)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # Or TensorStore looks for a login.
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
+    command = [sys.executable, "-c", EMULATOR, "start", "--host=127.0.0.1", f"--port={port}"]
     emulator = subprocess.Popen(
         [*command, "--in-memory", "--default-bucket=bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
