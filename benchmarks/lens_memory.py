@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from functools import partial
+from typing import Any
 
 from absl import app, flags
 
@@ -51,7 +52,7 @@ def main(_: list[str]) -> None:
     for name, (what, part) in kinds.items():
         print(f"compiling: {name}", file=sys.stderr)
         look = jax.jit(partial(record, module, what=what, part=part))
-        memory = look.lower(params, tokens_BT).compile().memory_analysis()
+        memory: Any = look.lower(params, tokens_BT).compile().memory_analysis()
         parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
         table[name] = dict(zip(("parameters", "result", "working", "all"), (*parts, sum(parts)), strict=True))
     if FLAGS.json:
