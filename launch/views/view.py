@@ -74,13 +74,15 @@ class View(abc.ABC):
         """A self-contained page that opens offline."""
         text = f"<pre>{escape(self.about.text)}</pre>" if self.about.text else ""
         told = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in self.told())
+        command = self.about.command  # In a notebook there is none.
+        made_by = f'<p class="quiet">Made by <code>{escape(command)}</code></p>' if command else ""
         structure = f'<h2>The network</h2>\n<div class="drawing">{self.about.structure_svg}</div>'
         body = f"""<h1>{escape(self.about.model)}</h1>
 <p class="quiet">{escape(self.hint())}</p>
 {text}
 {self.embedded()}
 {told}
-<p class="quiet">Made by <code>{escape(self.about.command)}</code></p>
+{made_by}
 {structure if self.about.structure_svg else ""}"""
         return page(f"{self.about.model}: {self.name}", body)
 

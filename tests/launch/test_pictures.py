@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -159,6 +160,9 @@ def test_every_view_says_its_model_text_and_command_as_picture_page_numbers_and_
     page = found.html()
     assert COMMAND in page
     assert found._repr_html_().startswith("<iframe srcdoc=")
+    in_a_notebook = dataclasses.replace(found, about=dataclasses.replace(found.about, command=""))
+    assert "Made by" in page
+    assert "Made by" not in in_a_notebook.html()  # Where nothing was typed.
     numbers = json.loads(found.json())
     assert (numbers["view"], numbers["command"]) == (name, COMMAND)
     assert found.subject()[:18] in svg
