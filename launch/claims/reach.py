@@ -60,11 +60,13 @@ def _recall(pairs: int) -> dict[str, Any]:
 
 
 def _copying(distance: int, steps: int) -> dict[str, Any]:
-    length = distance + 8
+    import jax
+
+    length, devices = distance + 8, jax.device_count()
     return {
         "data.source": f"copy:{distance}",
         "data.length": length,
-        "train.batch_size": COPIED_TOKENS // length,
+        "train.batch_size": max(1, COPIED_TOKENS // length // devices) * devices,  # As many rows on each.
         "train.steps": steps,
         "train.eval_every": 0,
         "train.checkpoint_every": 0,
