@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 BEAT = 1.0  # Seconds between two signs of life.
 MAX_LINE = 65_536
+FAREWELL = 10 * BEAT  # Seconds that one that ends gives the others to hear why.
 
 
 class ProcessError(RuntimeError):
@@ -59,6 +60,17 @@ class Peer:
         """Sends a message; that a peer is gone is found out by reading."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def await_end(self, deadline: float) -> None:
+        """Returns when the other end has hung up, at the latest at `deadline` of the monotonic clock.
+
+        A connection that is closed while its signs of life are unread takes back what it said, if nobody has heard it yet.
+        """
+        with contextlib.suppress(OSError):
+            while (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(MAX_LINE):
+                    return
 
 
 class Control:
@@ -112,7 +124,10 @@ class Control:
             peer.send(lost=process, what=what[: MAX_LINE // 8], status=status)
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
-        time.sleep(BEAT)  # Closing at once could take back what is still on its way.
+        deadline = time.monotonic() + FAREWELL
+        for peer in self._peers.values():
+            if peer.process != process:
+                peer.await_end(deadline)
 
     def _admit(self, host: str, port: int, seconds: float) -> None:
         """Process 0: waits for all others."""
@@ -195,6 +210,9 @@ class Control:
                         return str(message["all_there"])
                     if "lost" in message:
                         raise ProcessError(f"Process {message['lost']} of {self.count} {message.get('what')}")
+        except ProcessError:
+            hub.connection.close()
+            raise
         except (OSError, ValueError) as error:
             raise ProcessError(
                 f"Process {self.process} of {self.count} lost process 0 at {host}:{port} while it waited for others: "
@@ -254,6 +272,8 @@ class Control:
             self._ended = True
         if not self.process:
             self._tell(process, what, status)
+        for peer in self._peers.values():
+            peer.connection.close()
         self._lost(f"process {process} of {self.count} {what}", status)
 
 

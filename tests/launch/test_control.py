@@ -101,6 +101,33 @@ def test_whoever_fails_tells_why(port):
     assert members[2].lost == []
 
 
+def test_who_is_slow_to_listen_hears_why_too(port):
+    """One that is busy goes on with its signs of life; they lie unread at the other end, which ends."""
+    zero = Member(0, 2, port)
+    assert soon(partial(_sent, port, b""))
+    with socket.create_connection((HOST, port)) as busy:
+        busy.sendall(b'{"process": 1, "of": 2}\n')
+        zero.join()
+        ended = threading.Event()
+
+        def end() -> None:
+            zero.control.fail("the disk is full")
+            zero.control._peers[1].connection.close()  # As the system does at the end of a process.
+            ended.set()
+
+        threading.Thread(target=end, daemon=True).start()
+        for _ in range(6):
+            time.sleep(BEAT / 2)
+            busy.sendall(b"{}\n")
+        told = b""
+        while more := busy.recv(4096):
+            told += more
+            if b"lost" in told:
+                break
+        assert b"failed: the disk is full" in told
+    assert ended.wait(3 * BEAT)
+
+
 def test_the_missing_are_named_after_the_time_is_over(port):
     members = [Member(process, 4, port, seconds=1.0) for process in (0, 2)]
     for member in members:

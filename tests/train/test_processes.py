@@ -311,10 +311,9 @@ def test_when_the_coordinator_dies_the_others_name_it(text, cache, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_with_its_reason(text, cache, tmp_path):
     """Another writes in the same folder: only process 0 finds out."""
-    settings = {"train.checkpoint_every": 0}  # Or process 1 may look at one that is just being removed.
-    holder = Run(tmp_path / "run", text, cache, 1, step_seconds=3, **settings)
+    holder = Run(tmp_path / "run", text, cache, 1, step_seconds=3)  # It trains for longer than the others take to start.
     holder.wait_for_step(1)
-    run = Run(tmp_path / "run", text, cache, 2, **settings)
+    run = Run(tmp_path / "run", text, cache, 2)
     assert run.statuses() == [1, 1], run.told()
     assert "Process 1 ends: process 0 of 2 failed: Another process is training" in run.told()
     holder.members[0].kill()
