@@ -39,12 +39,12 @@ def main(_: list[str]) -> None:
     from model.sharding import parameter_shapes
 
     T, weights = FLAGS.length, "layers/attention/weights"
-    spread = tuple(range(0, T, T // 8))
+    eight = tuple(T * part // 8 for part in range(8))
     kinds = {
         "logits of the last token, no weights": ((), Part(positions=(-1,))),
         "eight largest weights of each query": ((weights,), Part(top=8, logits=False)),
-        "whole rows of eight queries": ((weights,), Part(positions=spread, logits=False)),
-        "residual stream of eight tokens": (("layers/residual/after",), Part(positions=spread, logits=False)),
+        "whole rows of eight queries": ((weights,), Part(positions=eight, logits=False)),
+        "residual stream of eight tokens": (("layers/residual/after",), Part(positions=eight, logits=False)),
     }
     module = build(override(Config(), our_settings({**SMOLLM2, "dtype": "float32", "set": {"data.length": T}})))
     params, tokens_BT = parameter_shapes(module), jax.ShapeDtypeStruct((1, T), jnp.int32)

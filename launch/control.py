@@ -64,7 +64,7 @@ class Peer:
     def await_end(self, deadline: float) -> None:
         """Returns when the other end has hung up, at the latest at `deadline` of the monotonic clock.
 
-        A connection that is closed while its signs of life are unread takes back what it said, if nobody has heard it yet.
+        A connection that is closed while signs of life lie there unread takes back what was said and not heard yet.
         """
         with contextlib.suppress(OSError):
             while (left := deadline - time.monotonic()) > 0:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch.claims.claim import Chart, Claim, Outcome
-from launch.views.page import CHART_CONFIG, embed, escape, page
+from launch.views.page import CHART_CONFIG, embed, escape, made_by, page
 
 if TYPE_CHECKING:
     import altair as alt
@@ -16,7 +16,7 @@ _STYLE = ".holds { color: #12a594; font-weight: 600; } .fails { color: #e8710a; 
 
 def claims_page(title: str, command: str, found: Sequence[tuple[Claim, Outcome, float]]) -> str:
     """The page of what came out of some claims, each with how long it took in seconds."""
-    body = f"<h1>{escape(title)}</h1><p class='quiet'>Made by <code>{escape(command)}</code></p>"
+    body = f"<h1>{escape(title)}</h1>{made_by(command)}"
     for claim, outcome, seconds in found:
         body += f"<h2>{escape(claim.sentence)}</h2><p class='quiet'>{escape(claim.name)}, {seconds:.0f} s</p><ul>"
         for check in outcome.checks:

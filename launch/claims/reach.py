@@ -12,6 +12,7 @@ LSTM = {
 }  # fmt: skip
 PAIRS = (2, 4, 8, 16)
 DISTANCES = (8, 32, 128, 512)
+SELDOM = {"train.eval_every": 0, "train.checkpoint_every": 0}
 COPIED_TOKENS = 2**11  # In a batch, so that a step is as much work at every distance.
 
 
@@ -22,11 +23,10 @@ def run(setup: Setup) -> Outcome:
     recall: dict[str, dict[int, float]] = {}
     copying: dict[str, dict[int, float]] = {}
     all_pairs, distances = (PAIRS[2:3], DISTANCES[1:2]) if setup.fast else (PAIRS, DISTANCES)
-    copying_steps = 300 if setup.fast else 600
-    recall_steps = {"train.steps": 400} if setup.fast else {}
+    recall_steps, copying_steps = (400, 300) if setup.fast else (750, 600)
     for name, changes in (("attention", {}), ("LSTM", LSTM)):
         recall[name] = {
-            pairs: accuracy(setup.trained(f"recall_{name}_{pairs}", "recall", _recall(pairs) | recall_steps | changes))
+            pairs: accuracy(setup.trained(f"recall_{name}_{pairs}", "recall", _recall(pairs, recall_steps) | changes))
             for pairs in all_pairs
         }
         copying[name] = {
@@ -54,9 +54,8 @@ def _rows(lines: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
     return [{"x": x, "y": y, "series": name} for name, line in lines.items() for x, y in line.items()]
 
 
-def _recall(pairs: int) -> dict[str, Any]:
-    seldom = {"train.eval_every": 0, "train.checkpoint_every": 0}
-    return {"data.source": f"recall:{pairs}", "data.length": 4 * pairs, **seldom}
+def _recall(pairs: int, steps: int) -> dict[str, Any]:
+    return {"data.source": f"recall:{pairs}", "data.length": 4 * pairs, "train.steps": steps, **SELDOM}
 
 
 def _copying(distance: int, steps: int) -> dict[str, Any]:
@@ -68,6 +67,5 @@ def _copying(distance: int, steps: int) -> dict[str, Any]:
         "data.length": length,
         "train.batch_size": max(1, COPIED_TOKENS // length // devices) * devices,  # As many rows on each.
         "train.steps": steps,
-        "train.eval_every": 0,
-        "train.checkpoint_every": 0,
+        **SELDOM,
     }

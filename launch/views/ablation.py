@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.views.page import BLUE, CHART_CONFIG, embed, escape, page
+from launch.views.page import BLUE, CHART_CONFIG, embed, escape, made_by, page
 
 if TYPE_CHECKING:
     from train.comparison import Comparison, Estimate
@@ -119,7 +119,7 @@ def ablation_page(
 {fitted}
 {f"<h2>Failed</h2>{failed}" if failed else ""}
 {f"<h2>Ended early</h2>{''.join(f'<p>{escape(why)}</p>' for why in ended)}" if ended else ""}
-<p class="quiet">Made by <code>{escape(command)}</code></p>"""
+{made_by(command)}"""
     style = "table.results td, table.results th { text-align: left; padding: 3px 18px 3px 0; }"
     return page(title, body, style)
 

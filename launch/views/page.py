@@ -100,6 +100,11 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
+def made_by(command: str) -> str:
+    """What a page says of where it comes from: the command, or nothing where none was typed, as in a notebook."""
+    return f'<p class="quiet">Made by <code>{escape(command)}</code></p>' if command else ""
+
+
 def embed(name: str, spec: Mapping[str, Any]) -> str:
     """A place for the Vega-Lite chart `spec`, with its specification beside it; `charts.js` draws it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.views.page import BLUE, CHART_CONFIG, embed, escape, page
+from launch.views.page import BLUE, CHART_CONFIG, embed, escape, made_by, page
 from launch.views.palette import paletted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def shots_page(found: Sequence[Accuracy], title: str, command: str) -> str:
 {embed("shots", _chart(found))}
 <p>{escape(_MEANING)}</p>
 <table><tr><th>task</th><th>examples</th><th>right</th><th>accuracy</th><th>95% interval</th></tr>{rows}</table>
-<p class="quiet">Made by <code>{escape(command)}</code></p>"""
+{made_by(command)}"""
     return page(title, body, "td, th { text-align: left; padding: 2px 18px 2px 0; }")
 
 

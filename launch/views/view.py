@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from launch.views.page import CHART_CONFIG, embed, escape, page
+from launch.views.page import CHART_CONFIG, embed, escape, made_by, page
 from launch.views.palette import paletted
 from launch.views.pieces import is_wide, printable
 
@@ -74,15 +74,13 @@ class View(abc.ABC):
         """A self-contained page that opens offline."""
         text = f"<pre>{escape(self.about.text)}</pre>" if self.about.text else ""
         told = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in self.told())
-        command = self.about.command  # In a notebook there is none.
-        made_by = f'<p class="quiet">Made by <code>{escape(command)}</code></p>' if command else ""
         structure = f'<h2>The network</h2>\n<div class="drawing">{self.about.structure_svg}</div>'
         body = f"""<h1>{escape(self.about.model)}</h1>
 <p class="quiet">{escape(self.hint())}</p>
 {text}
 {self.embedded()}
 {told}
-{made_by}
+{made_by(self.about.command)}
 {structure if self.about.structure_svg else ""}"""
         return page(f"{self.about.model}: {self.name}", body)
 

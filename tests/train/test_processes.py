@@ -311,7 +311,7 @@ def test_when_the_coordinator_dies_the_others_name_it(text, cache, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_with_its_reason(text, cache, tmp_path):
     """Another writes in the same folder: only process 0 finds out."""
-    holder = Run(tmp_path / "run", text, cache, 1, step_seconds=3)  # It trains for longer than the others take to start.
+    holder = Run(tmp_path / "run", text, cache, 1, step_seconds=3)  # For longer than the others take to start.
     holder.wait_for_step(1)
     run = Run(tmp_path / "run", text, cache, 2)
     assert run.statuses() == [1, 1], run.told()

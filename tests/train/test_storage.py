@@ -52,17 +52,6 @@ def test_what_helps_is_said_with_each_known_cause(tmp_path):
             raise OSError(number, os.strerror(number))
 
 
-class Bucket:
-    """The bucket `bucket` of an emulator that listens on this machine."""
-
-    def __init__(self, address: str) -> None:
-        self.address = f"{address}/storage/v1/b/bucket/o"
-
-    def objects(self, under: str) -> list[str]:
-        with urllib.request.urlopen(f"{self.address}?prefix={under.removeprefix('gs://bucket/')}") as answer:
-            return [found["name"] for found in json.load(answer).get("items", [])]
-
-
 # It leaves out what TensorStore looks for in an object that it reads: which version of the object this is.
 EMULATOR = """
 from gcp_storage_emulator.handlers import objects
@@ -81,6 +70,7 @@ main()
 
 @pytest.fixture
 def bucket(monkeypatch):
+    """The address of the bucket `bucket` of an emulator that listens on this machine."""
     pytest.importorskip("gcsfs")
     pytest.importorskip("gcp_storage_emulator")
     (port,) = free_ports(1)
@@ -99,7 +89,7 @@ def bucket(monkeypatch):
         except OSError:
             assert emulator.poll() is None
             time.sleep(0.05)
-    yield Bucket(address)
+    yield f"{address}/storage/v1/b/bucket/o"
     emulator.kill()
     emulator.wait()
 
@@ -154,7 +144,8 @@ def test_a_run_in_a_bucket_that_is_killed_computes_what_one_on_a_disk_does(bucke
     disk, there = (jax.tree.leaves(restore_params(spec).params) for spec in (tmp_path / "run", RUN))
     for one, other in zip(disk, there, strict=True):
         np.testing.assert_array_equal(one, other)
-    names = {name.removeprefix("some/runs/one/") for name in bucket.objects(RUN)}
+    with urllib.request.urlopen(f"{bucket}?prefix=some/runs/one/") as answer:
+        names = {found["name"].removeprefix("some/runs/one/") for found in json.load(answer)["items"]}
     assert {"config.json", "data.json", "goodput.jsonl", "tokenizer.json"} <= names
     assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} >= {"20", "24"}
     assert any(name.startswith("events.out") for name in names)
