@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from configs import flags as config_flags
-from configs.convert import REMAT_POLICIES, override
+from configs.check import REMAT_POLICIES
+from configs.convert import override
 from configs.schema import Config
 from model import build
 from model.sharding import parameter_shapes

@@ -10,7 +10,8 @@ from typing import Any
 
 from absl import flags
 
-from configs.convert import check, from_dict, leaves, override, to_dict
+from configs.check import check
+from configs.convert import from_dict, leaves, override, to_dict
 from configs.presets import PRESETS, preset
 from configs.schema import Config, ConfigError, Mesh
 

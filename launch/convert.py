@@ -63,7 +63,7 @@ def run() -> None:
     start.prepare_jax()
     import jax
 
-    from configs.convert import translates
+    from configs.derived import translates
     from configs.schema import Mesh
     from model import exchange
     from model.sharding import make_mesh
@@ -97,7 +97,7 @@ def write_huggingface(folder: pathlib.Path, restored: Restored) -> None:
 
     Raises CheckpointError if no network of `transformers` computes the same.
     """
-    from configs.convert import translates
+    from configs.derived import translates
     from model import exchange
     from model.lora import merged
     from train.checkpoint import CheckpointError

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import is_recurrent, override
+from configs.convert import override
+from configs.derived import is_recurrent
 from configs.schema import Config, ConfigError
 from launch.views.alignment import Translation
 from launch.views.attention_panels import Seen

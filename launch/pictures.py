@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import check_length, fills_in, is_recurrent, translates
+from configs.check import check_length
+from configs.derived import fills_in, is_recurrent, translates
 from configs.schema import ConfigError
 from launch.look import check_attends, count, logits, look_at, look_at_translation, looped, read_ids
 from launch.progress import Done

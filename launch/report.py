@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any, TextIO
 
-from configs.convert import fills_in, is_made_up, longest_text, to_dict, translates
+from configs.convert import to_dict
+from configs.derived import fills_in, is_made_up, longest_text, translates
 from configs.schema import Config
 from launch.look import count, look_at, read_ids, shown_pair
 from launch.translations import held_out_translations, tell

@@ -101,7 +101,7 @@ def run() -> None:
 
 def write_and_show(restored: Restored) -> None:
     """What the flags ask for, from a network; raises ConfigError."""
-    from configs.convert import fills_in, translates
+    from configs.derived import fills_in, translates
     from configs.schema import ConfigError
     from launch.scores import print_scores
     from launch.views.terminal import Console

@@ -81,7 +81,7 @@ def run(routes: Callable[[Serving], Sequence[BaseRoute]] = lambda serving: ()) -
 
 def limits(config: Config) -> Limits:
     """The limits that the flags set, for a network; raises ConfigError."""
-    from configs.convert import max_length
+    from configs.derived import max_length
     from launch.server.limits import Limits
 
     length = min(max_length(config), USUAL_LENGTH) if FLAGS.length is None else FLAGS.length

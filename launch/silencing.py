@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import is_recurrent
+from configs.derived import is_recurrent
 from launch.look import logits, looped
 from launch.views.alignment import Translation
 from launch.views.knocked import Knocked

@@ -24,7 +24,7 @@ from types import ModuleType
 
 from absl import flags
 
-from configs.convert import check_value
+from configs.check import check_value
 from configs.flags import define_one
 from configs.schema import ConfigError
 from launch import clusters, start

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import flags
 
 from configs import flags as config_flags
-from configs.convert import fills_in, translates
+from configs.derived import fills_in, translates
 from configs.schema import Config
 from launch import processes, start
 from train.stop import RESTART, Stop, Stopped

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import attention_scale, head_width, num_kv_heads
+from configs.derived import attention_scale, head_width, num_kv_heads
 from configs.schema import Config
 from model import kept, kernels, positions
 from model.layers import Linear, Norm, residual_gain

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from configs.convert import encoder_layers
+from configs.derived import encoder_layers
 from configs.schema import Config
 from model.decoder import cache_slots
 from model.lens.places import tap

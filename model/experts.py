@@ -19,7 +19,7 @@ from flax.struct import dataclass, field
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from configs.convert import feed_forward_width
+from configs.derived import feed_forward_width
 from configs.schema import Config
 from model.layers import ACTIVATIONS, residual_gain
 from model.lens.places import looked_at, tap

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import head_width, latent_rope_width, latent_width
+from configs.derived import head_width, latent_rope_width, latent_width
 from configs.schema import Config
 from model import positions
 from model.attention import Places, output, read, remember, rotation_of

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import feed_forward_width, in_use
+from configs.derived import feed_forward_width, in_use
 from configs.schema import Config
 from model import packed, quantized
 from model.lens.places import tap

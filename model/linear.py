@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from configs.convert import head_width
+from configs.derived import head_width
 from configs.schema import Config
 from model import chunks, kept
 from model.attention import Places, key_and_value, output, query

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import encoder_layers
+from configs.derived import encoder_layers
 from configs.schema import Config
 from model import masks
 from model.kernels.dense import softmax

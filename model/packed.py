@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from configs.convert import is_recurrent
+from configs.derived import is_recurrent
 from configs.schema import ConfigError
 from model.apart import set_apart
 from model.kept import from_bits

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import head_width, latent_rope_width
+from configs.derived import head_width, latent_rope_width
 from configs.schema import Config, ConfigError
 
 

@@ -1,7 +1,7 @@
 """What of a layer is kept from the forward pass for the backward pass, and what is computed again there.
 
 Memory is bought with time (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). What can be kept gets a
-name where it is computed, by `jax.ad_checkpoint.checkpoint_name`; `configs.convert.LAYER_RESULTS` has the names. A
+name where it is computed, by `jax.ad_checkpoint.checkpoint_name`; `configs.derived.LAYER_RESULTS` has the names. A
 layer's input is kept whatever the policy, since the rest is computed again from it.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from configs.convert import LAYER_RESULTS
+from configs.derived import LAYER_RESULTS
 from configs.schema import Config
 
 LAYER_INPUT = "layer_input"

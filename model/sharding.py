@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import schema
-from configs.convert import (
+from configs.derived import (
     encoder_layers,
     feed_forward_width,
     is_recurrent,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from configs.convert import has_final_norm, layer_windows, logit_scale, max_length
+from configs.derived import has_final_norm, layer_windows, logit_scale, max_length
 from configs.schema import Config
 from model import packed, positions
 from model.apart import Apart

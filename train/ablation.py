@@ -15,7 +15,9 @@ from typing import Any
 import jax
 
 from configs.ablations import Variant, label
-from configs.convert import check, fills_in, leaves, override, to_dict
+from configs.check import check
+from configs.convert import leaves, override, to_dict
+from configs.derived import fills_in
 from configs.schema import Config, ConfigError
 from model import build
 from model.sharding import parameter_shapes

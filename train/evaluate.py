@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import translates
+from configs.derived import translates
 from configs.schema import Config
 from model.sharding import RULES, batch_sharding
 from train.data.pairs import languages

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from configs.convert import max_length
+from configs.derived import max_length
 from configs.schema import Config, ConfigError, Tokenizer
 from model import build
 from model.lora import LORA, merged

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from configs.convert import in_use
+from configs.derived import in_use
 from configs.schema import Config
 from model import Head
 from model.sharding import constrain_parameters, ways

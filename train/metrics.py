@@ -16,15 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from configs.convert import (
-    encoder_layers,
-    head_width,
-    is_recurrent,
-    layer_windows,
-    source_length,
-    to_dict,
-    translates,
-)
+from configs.convert import to_dict
+from configs.derived import encoder_layers, head_width, is_recurrent, layer_windows, source_length, translates
 from configs.schema import Config, ConfigError
 from model import build
 from model.lora import LORA

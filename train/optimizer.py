@@ -19,7 +19,7 @@ from optax.contrib import (
     schedule_free_eval_params,
 )
 
-from configs.convert import in_use, times_wider
+from configs.derived import in_use, times_wider
 from configs.schema import Config, ConfigError
 from model.lora import LORA, is_trained
 
@@ -126,7 +126,7 @@ def _narrower_steps(config: Config) -> optax.GradientTransformation:
 
     Yang et al. 2022 ("Tensor Programs V"), table 8, for optimizers whose updates are of a size of their own. What is
     looked up (embeddings) and what shifts or scales is left alone, and so is the output layer, whose logits are scaled
-    instead (`configs.convert.logit_scale`). Decay is added behind this: it pulls as much at each width.
+    instead (`configs.derived.logit_scale`). Decay is added behind this: it pulls as much at each width.
     """
 
     def scale(path: tuple[Any, ...], x: jax.Array) -> jax.Array:

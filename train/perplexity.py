@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.convert import longest_text
+from configs.derived import longest_text
 from configs.schema import Config, ConfigError
 from model.generate.likelihood import likelihoods
 from train.data.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from configs.convert import is_recurrent
+from configs.derived import is_recurrent
 from configs.schema import ConfigError
 from model import build
 from model.lens.patch import patch_everywhere

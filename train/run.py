@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from configs.convert import differences, fills_in, from_dict, to_dict
+from configs.convert import differences, from_dict, to_dict
+from configs.derived import fills_in
 from configs.schema import Config, ConfigError
 from train import processes
 from train.storage import RunFolderError, write_atomically

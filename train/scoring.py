@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import check_length, fills_in, translates
+from configs.check import check_length
+from configs.derived import fills_in, translates
 from configs.schema import ConfigError
 from model import Source
 from model.generate.choose import likeliest

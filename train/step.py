@@ -13,7 +13,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
-from configs.convert import in_use
+from configs.derived import in_use
 from configs.schema import Config
 from model import Source
 from model.experts import LOSSES

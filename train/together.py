@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs.convert import in_use, leaves
+from configs.convert import leaves
+from configs.derived import in_use
 from configs.schema import SECTIONS, Config, ConfigError
 from model import build
 from model.sharding import parameter_shapes

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.convert import translates
+from configs.derived import translates
 from configs.schema import Config, ConfigError
 from model.generate import (
     Draft,

@@ -18,7 +18,7 @@ def run(setup: Setup) -> Outcome:
     import jax.numpy as jnp
     import numpy as np
 
-    from configs.convert import num_kv_heads
+    from configs.derived import num_kv_heads
     from configs.schema import ConfigError
     from model import build
     from model.lens.record import record

@@ -27,7 +27,8 @@ class Setup:
         Raises:
           ConfigError: the folder has another run.
         """
-        from configs.convert import check, override
+        from configs.check import check
+        from configs.convert import override
         from configs.presets import preset as preset_of
         from train.checkpoint import restore_params
         from train.loop import train

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import fills_in, source_length, translates
+from configs.derived import fills_in, source_length, translates
 from configs.schema import Config, ConfigError
 from launch.plans.buffers import UNITS, Buffer, largest
 from launch.plans.chips import CHIPS

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from configs.convert import translates
+from configs.derived import translates
 from configs.schema import ConfigError
 from launch.playground.reading import Reader
 from train.checkpoint import CheckpointError, find, finished_steps

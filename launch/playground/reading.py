@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import encoder_layers, fills_in, is_recurrent, layer_windows, longest_text, override, translates
+from configs.convert import override
+from configs.derived import encoder_layers, fills_in, is_recurrent, layer_windows, longest_text, translates
 from configs.schema import Config, ConfigError
 from model import Source, build
 from model.generate.cache import empty_cache

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from configs.convert import translates
+from configs.derived import translates
 from configs.schema import ConfigError
 from launch.playground.models import Models, described, vocabulary
 from launch.playground.reading import Reader, Text, thumbnails

@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 
-from configs.convert import translates
+from configs.derived import translates
 from launch.server.asked import ChatRequest, CompletionRequest, Settings
 from launch.server.errors import wrong
 from launch.server.serving import Serving

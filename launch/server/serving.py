@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from configs.convert import fills_in, longest_text, translates
+from configs.derived import fills_in, longest_text, translates
 from configs.schema import Config, ConfigError
 from launch.server.engine_thread import EngineThread
 from launch.server.errors import ApiError

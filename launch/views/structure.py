@@ -7,7 +7,7 @@ the batch axis is left out.
 
 from __future__ import annotations
 
-from configs.convert import encoder_layers, head_width, is_recurrent, source_length, translates
+from configs.derived import encoder_layers, head_width, is_recurrent, source_length, translates
 from configs.schema import Config
 from launch.views.structure_attention import latent_panel, multi_head_panel, scaled_panel
 from launch.views.structure_canvas import Panel, drawing

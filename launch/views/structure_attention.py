@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.convert import (
+from configs.derived import (
     attention_scale,
     encoder_layers,
     head_width,

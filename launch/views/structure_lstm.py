@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.convert import encoder_layers, translates
+from configs.derived import encoder_layers, translates
 from configs.schema import Config
 from launch.views.structure_canvas import (
     BEND,

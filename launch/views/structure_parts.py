@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from configs.convert import feed_forward_width, head_width, logit_scale, max_length, num_kv_heads
+from configs.derived import feed_forward_width, head_width, logit_scale, max_length, num_kv_heads
 from configs.schema import Config
 from launch.views.structure_canvas import ADD, BEND, EMBED, LINEAR, MIX, NORM, Step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.convert import encoder_layers, has_final_norm, layer_windows
+from configs.derived import encoder_layers, has_final_norm, layer_windows
 from configs.schema import Config
 from launch.views.structure_canvas import (
     BEND,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.convert import head_width
+from configs.derived import head_width
 from configs.schema import Config
 from launch.views.structure_attention import draw_heads, draw_output
 from launch.views.structure_canvas import BEND, LINEAR, MIX, NORM, OTHER, QUIET, Canvas, Frame, Panel

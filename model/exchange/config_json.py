@@ -7,7 +7,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from configs.convert import check_network, max_length, override
+from configs.check import check_network
+from configs.convert import override
+from configs.derived import max_length
 from configs.schema import Config, ConfigError
 from model.exchange.families import FAMILIES, SHARED, Family
 from model.exchange.settings import Fields, Settings, canonical

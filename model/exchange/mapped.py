@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs import schema
-from configs.convert import check_network, override
+from configs.check import check_network
+from configs.convert import override
 from configs.schema import Config, ConfigError
 from model.exchange import stream
 from model.exchange.families import Family

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.convert import (
+from configs.derived import (
     attention_scale,
     encoder_layers,
     feed_forward_width,

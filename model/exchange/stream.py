@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from configs.convert import encoder_layers, feed_forward_width, head_width, max_length, num_kv_heads
+from configs.derived import encoder_layers, feed_forward_width, head_width, max_length, num_kv_heads
 from configs.schema import Config
 from model import build
 from model.exchange.families import Family, canonical_name

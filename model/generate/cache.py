@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import head_width, is_recurrent, layer_windows, num_kv_heads, translates
+from configs.derived import head_width, is_recurrent, layer_windows, num_kv_heads, translates
 from configs.schema import Config
 from model import latent, linear, lstm
 from model.kept import RING, kept_dtype

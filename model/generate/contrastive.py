@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import translates
+from configs.derived import translates
 from configs.schema import ConfigError
 from model.generate.cache import empty_cache, rows_of
 from model.generate.decode import bucket, padded, room_for

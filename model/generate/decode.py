@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import check_length, longest_text, translates
+from configs.check import check_length
+from configs.derived import longest_text, translates
 from configs.schema import Config
 from model.apart import are_apart
 from model.generate.cache import PIECE, empty_cache, ring_slots, spread

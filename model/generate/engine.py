@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs.convert import check_length, fills_in, longest_text, translates
+from configs.check import check_length
+from configs.derived import fills_in, longest_text, translates
 from configs.schema import ConfigError
 from model.apart import are_apart
 from model.generate.cache import PIECE, empty_cache, ring_slots, spread

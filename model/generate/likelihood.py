@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import check_length, fills_in, override, translates
+from configs.check import check_length
+from configs.convert import override
+from configs.derived import fills_in, translates
 from configs.schema import ConfigError
 from model import build
 from model.generate.cache import empty_cache, rows_of

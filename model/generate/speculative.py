@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.convert import is_recurrent
+from configs.derived import is_recurrent
 from configs.schema import ConfigError
 from model.generate.cache import PIECE
 from model.generate.choose import Choice, History, Sampling, adjust, draw, filter_logits

@@ -7,7 +7,7 @@ import logging
 
 import jax
 
-from configs.convert import layer_windows
+from configs.derived import layer_windows
 from configs.schema import Config
 from model.kernels.cached import cached
 from model.kernels.chunked import chunked

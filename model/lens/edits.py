@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import encoder_layers, num_kv_heads
+from configs.derived import encoder_layers, num_kv_heads
 from model.lens.places import Edit, is_matrix
 
 Index = jax.Array | int | None  # Which one; None is all.

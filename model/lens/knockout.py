@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import check_length
+from configs.check import check_length
 from configs.schema import Config, ConfigError
 from model.lens.context import losses_of
 from model.lens.places import (

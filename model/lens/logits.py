@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import has_final_norm, is_recurrent
+from configs.derived import has_final_norm, is_recurrent
 from configs.schema import Config, ConfigError
 from model import Head, Source
 from model.layers import Norm

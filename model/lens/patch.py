@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.convert import is_recurrent
+from configs.derived import is_recurrent
 from model.lens.edits import replaced, spot
 from model.lens.places import HEADS, RESIDUAL, Edit, nested
 from model.lens.record import record

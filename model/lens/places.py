@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from configs.convert import encoder_layers, is_recurrent, translates
+from configs.derived import encoder_layers, is_recurrent, translates
 from model.sharding import parameter_shapes
 from model.source import Source
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from configs.convert import check_length
+from configs.check import check_length
 from model.lens.places import ALL, INTERMEDIATES, Asked, Edit, Part, asking, check_recorded, collection
 from model.source import Source
 from model.transformer import head_logits

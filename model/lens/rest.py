@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from configs.convert import has_final_norm, layer_windows, translates
+from configs.derived import has_final_norm, layer_windows, translates
 from configs.schema import Config
 from model.apart import are_apart
 from model.layers import Norm

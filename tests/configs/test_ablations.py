@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from configs.ablations import ABLATIONS, Range, ablation, grid, label, searched, side_by_side, varied
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.presets import preset
 from configs.schema import ConfigError
 

@@ -11,19 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import versions
-from configs.convert import (
-    check,
-    differences,
-    feed_forward_width,
-    from_dict,
-    head_width,
-    layer_windows,
-    leaves,
-    max_length,
-    num_kv_heads,
-    override,
-    to_dict,
-)
+from configs.check import check
+from configs.convert import differences, from_dict, leaves, override, to_dict
+from configs.derived import feed_forward_width, head_width, layer_windows, max_length, num_kv_heads
 from configs.presets import PRESETS
 from configs.schema import Config, ConfigError
 

@@ -28,7 +28,8 @@ import train.loop
 import train.translation
 import train.writing
 from configs import schema
-from configs.convert import fills_in, leaves, override, translates
+from configs.convert import leaves, override
+from configs.derived import fills_in, translates
 from configs.schema import Config
 from model import Source, build
 from model.experts import LOSSES

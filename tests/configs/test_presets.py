@@ -7,7 +7,8 @@ import pathlib
 import jax
 import pytest
 
-from configs.convert import check, source_length, translates
+from configs.check import check
+from configs.derived import source_length, translates
 from configs.flags import to_json
 from configs.presets import PRESETS, preset
 from configs.schema import ConfigError

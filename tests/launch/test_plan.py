@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from configs import schema
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.presets import preset
 from configs.schema import ConfigError
 from launch.plans.bundles import Cycles, count

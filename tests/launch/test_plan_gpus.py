@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.presets import preset
 from configs.schema import ConfigError
 from launch.plans.gpus import ENVIRONMENT, GPUS, devices_of_hosts

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from configs.convert import check_network, override
+from configs.check import check_network
+from configs.convert import override
 from configs.presets import PRESETS, preset
 from configs.schema import Config
 from launch.views.structure import structure_svg

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from configs.convert import override, translates
+from configs.convert import override
+from configs.derived import translates
 from configs.schema import ConfigError
 from model import Source, build
 from model.generate import Sampling, beam_search, generate

@@ -10,7 +10,7 @@ from caching import decode_from_cache
 from tiny import random_params, random_tokens, tiny
 
 from configs import schema
-from configs.convert import check
+from configs.check import check
 from configs.schema import ConfigError
 from model import build, chunks, sharding
 from model.generate.cache import empty_cache

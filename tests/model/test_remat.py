@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from configs.convert import REMAT_POLICIES, translates
+from configs.check import REMAT_POLICIES
+from configs.derived import translates
 from model import Source, build
 from model.sharding import parameter_shapes
 

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 from tiny import random_params, random_tokens, tiny
 
 from configs import schema
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.schema import ConfigError
 from model import build
 from model.lora import LORA, merged

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny
 
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from model import build
 from model.sharding import batch_sharding, make_mesh, parameter_shapes
 from train.optimizer import decay_mask, make_optimizer, parameter

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs.convert import override, translates
+from configs.convert import override
+from configs.derived import translates
 from configs.schema import Config, Mesh
 from model import build
 from model.sharding import AXES, batch_sharding, check_divisible, make_mesh, parameter_shapes

@@ -11,7 +11,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import schema
-from configs.convert import override, translates
+from configs.convert import override
+from configs.derived import translates
 from configs.presets import smoke
 from model.sharding import make_mesh
 from train import loop, metrics

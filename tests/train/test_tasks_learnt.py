@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny import random_params
 
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.presets import preset
 from model import build
 from model.lens.places import WEIGHTS

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs import schema
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.schema import ConfigError
 from model.sharding import make_mesh
 from tests.tiny import tiny

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tiny import random_params, random_tokens, tiny
 
-from configs.convert import attention_scale, check, logit_scale, override
+from configs.check import check
+from configs.convert import override
+from configs.derived import attention_scale, logit_scale
 from configs.schema import ConfigError
 from model import build
 from model.exchange.settings import canonical

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from configs import schema
-from configs.convert import source_length
+from configs.derived import source_length
 from train.data.sections import Corpus, DataError, Section, Sections, spread
 from train.data.tokenizer import Tokenizer
 

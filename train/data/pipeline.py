@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import grain
 import numpy as np
 
-from configs.convert import fills_in, is_made_up
+from configs.derived import fills_in, is_made_up
 from configs.schema import Config
 from train.data.masking import MaskedStream, TokenizedReadings
 from train.data.pairs import PairStream, TokenizedPairs

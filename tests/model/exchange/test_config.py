@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from folders import LLAMA
 
-from configs.convert import layer_windows
+from configs.derived import layer_windows
 from model.exchange import ExchangeError
 from model.exchange.config_json import to_config
 from model.exchange.families import FAMILIES

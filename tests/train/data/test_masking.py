@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import schema
-from configs.convert import check, override
+from configs.check import check
+from configs.convert import override
 from configs.schema import Config, ConfigError, Data, Model, Train
 from train.data.coreference import OBJECTS, SUBJECTS, open_coreference
 from train.data.masking import MaskedStream, TokenizedReadings
